@@ -1,0 +1,82 @@
+"""manifest.json: the SHA-256 of every file of a directory, where it came from, the llmpipe version; written last.
+
+    {"llmpipe": "0.1.0", "kind": "checkpoint", "source": {...}, "files": {"config.json": {"sha256": "…", "bytes": 123}}}
+
+A directory without one is not finished. Hidden files (Snakemake's time stamp) are not part of a directory.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llmpipe
+from llmpipe.errors import UserError
+from llmpipe.files import sha256, write_json
+
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a finished directory holds."""
+
+    kind: str
+    """checkpoint, rank_files, weights, export, training_checkpoint."""
+    source: dict[str, Any]
+    """Where it came from: paths, and the digests of what it was made of."""
+    files: dict[str, dict[str, Any]]
+    version: str = llmpipe.__version__
+
+    @property
+    def digest(self) -> str:
+        """The directory's identity: the SHA-256 over its files' names and hashes, wherever it lies and whoever made it."""
+        table = json.dumps({name: entry["sha256"] for name, entry in sorted(self.files.items())})
+        return hashlib.sha256(table.encode()).hexdigest()
+
+
+def write(directory: Path, kind: str, source: dict[str, Any], known: dict[str, str] | None = None) -> Manifest:
+    """Hash every file of the directory and write its manifest; `known` has hashes that a writer already took."""
+    known = known or {}
+    files = {
+        name: {"sha256": known.get(name) or sha256(directory / name), "bytes": (directory / name).stat().st_size}
+        for name in _names(directory)
+    }
+    manifest = Manifest(kind, source, files)
+    write_json(directory / NAME, {"llmpipe": manifest.version, "kind": kind, "source": source, "files": files})
+    return manifest
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of a finished directory; UserError if there is none."""
+    path = directory / NAME
+    if not path.is_file():
+        raise UserError(f"{directory} has no {NAME}: it is not a finished output of llmpipe; run the stage that makes it again")
+    try:
+        values = json.loads(path.read_text())
+        return Manifest(values["kind"], values["source"], values["files"], values["llmpipe"])
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): run the stage that makes it again") from error
+
+
+def check(directory: Path) -> Manifest:
+    """Read the manifest and compare every file with it; UserError naming the first file that differs."""
+    manifest = read(directory)
+    for name, entry in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, but {NAME} lists it: run the stage that makes {directory} again")
+        if path.stat().st_size != entry["bytes"]:
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes, but {NAME} says {entry['bytes']}: it is truncated or was changed"
+            )
+        if sha256(path) != entry["sha256"]:
+            raise UserError(f"{path} does not have the SHA-256 that {NAME} says: it was changed after it was made")
+    return manifest
+
+
+def _names(directory: Path) -> list[str]:
+    """The files that count, sorted, relative to the directory."""
+    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    return sorted(str(p) for p in found if str(p) != NAME and not any(part.startswith(".") for part in p.parts))

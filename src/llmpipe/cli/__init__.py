@@ -1,0 +1,68 @@
+"""The llmpipe command: a lazy group, so that --help is instant; one file per command, torch imported in bodies."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import llmpipe
+from llmpipe.errors import UserError
+
+COMMANDS = ("tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "track")
+
+
+class Group(click.Group):
+    """Finds `llmpipe NAME` as `llmpipe.cli.NAME.command`; lists the stages in the order of the flow."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"llmpipe.cli.{cmd_name}").command
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(llmpipe.__version__, prog_name="llmpipe")
+def group() -> None:
+    """Fine-tune Llama-family models, every stage a file made from files.
+
+    Each command is a stage of the pipeline and can be run by hand; the Snakemake rules call the same commands.
+    Results go to files, progress and logs to stderr.
+    """
+
+
+def with_log(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --log FILE to a command and set up logging from it."""
+
+    def opened(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
+        from llmpipe.progress import configure_logging
+
+        configure_logging(value)
+
+    return click.option(
+        "--log",
+        type=click.Path(dir_okay=False, path_type=Path),
+        callback=opened,
+        expose_value=False,
+        is_eager=True,
+        help="Write log lines to this file; a terminal then shows only the bar and warnings.",
+    )(function)
+
+
+def main() -> None:
+    """The entry point: a UserError becomes one line on stderr and in the log, and exit status 1."""
+    try:
+        group.main(prog_name="llmpipe", standalone_mode=True)
+    except UserError as error:
+        log = logging.getLogger(__name__)
+        if log.hasHandlers():
+            log.error("%s", error)
+        else:
+            click.echo(f"ERROR {error}", err=True)
+        sys.exit(1)

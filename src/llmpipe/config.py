@@ -1,0 +1,187 @@
+"""The config files: YAML read into frozen dataclasses, strictly; the dataclasses are the schema."""
+
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from llmpipe.errors import UserError, nearest
+from llmpipe.layout import Layout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """config/models/NAME.yaml: what weights."""
+
+    source: str
+    """A directory with the weights as they came: Meta's (consolidated.*.pth, params.json) or Hugging Face's."""
+    shape: str | None = None
+    """A row of the family's size table: used where the source has no config, else checked against it."""
+    added_tokens: list[str] = field(default_factory=list)
+    """Tokens that convert adds to the vocabulary; only [] for now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """config/corpora/NAME.yaml: what text."""
+
+    files: list[str]
+    """Files or directories of .jsonl, .jsonl.gz or .txt, from the project's folder."""
+    kind: Literal["text"] = "text"
+    """text: documents for continued pretraining."""
+    text_key: str = "text"
+    """The key of a JSONL line that holds the document."""
+    bos: bool | None = None
+    """Start each document with BOS; left out, the tokenizer's own rule (add_bos_token)."""
+    append_eod: bool = True
+    """End each document with EOS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The learning rate over the steps."""
+
+    kind: Literal["cosine", "constant"] = "cosine"
+    """Its course after warmup: down to min_lr along half a cosine, or constant."""
+    warmup: float = 0.0
+    """Steps of linear warmup; below 1, a fraction of all steps."""
+    min_lr: float = 0.0
+    """Where the cosine ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """config/recipes/NAME.yaml: how to train; no paths, no layout."""
+
+    seq_len: int
+    """Tokens in a sequence."""
+    global_batch: int
+    """Sequences in a step."""
+    steps: int
+    """Optimizer steps."""
+    lr: float
+    """The peak learning rate."""
+    schedule: Schedule = field(default_factory=Schedule)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """What forward and backward compute in; master weights, gradients' sums and optimizer state are fp32."""
+    weight_decay: float = 0.1
+    """AdamW's decoupled decay, of matrices alone: norms and biases have none."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    clip: float = 1.0
+    """The gradient's global norm is cut down to this."""
+    seed: int = 1234
+    """Decides the order of the data."""
+    isolate_documents: bool = True
+    """Packed documents do not see each other; false crosses them as Megatron does."""
+    recompute: Literal["off", "full"] = "off"
+    """full: each layer's activations are computed again in the backward pass."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """config/runs/NAME.yaml: which model with which data and recipe, and where."""
+
+    model: str
+    """A name in config/models."""
+    data: dict[str, float]
+    """Names in config/corpora, each with its weight in the blend."""
+    recipe: str
+    """A name in config/recipes."""
+    split: list[float] = field(default_factory=lambda: [969, 30, 1])
+    """Shares of the documents for train, validation, test."""
+    layout: Layout = field(default_factory=Layout)
+    evaluate: list[str] = field(default_factory=lambda: ["perplexity"])
+    """perplexity (of the test split), lm-eval task names, or files of lm-eval tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    """Where `llmpipe track` mirrors the runs."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow's tracking URI; a sqlite path counts from the project's folder."""
+    experiment: str = "llmpipe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """config/config.yaml: which runs a bare `snakemake` builds, and where they are tracked."""
+
+    runs: list[str]
+    """Names in config/runs."""
+    tracking: Tracking = field(default_factory=Tracking)
+
+
+def load(kind: type[T], path: Path) -> T:
+    """Read one YAML file as `kind`; UserError for a missing file, an unknown or missing key, a wrong type."""
+    if not path.is_file():
+        beside = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        raise UserError(f"{path} is missing: {nearest(path.stem, beside) if beside else 'write it'}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    try:
+        return build(kind, values, "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """The value as the type says, checked all the way down; `where` is the dotted key for the error."""
+    if is_dataclass(kind):
+        return build_dataclass(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None and NoneType in arguments else build(arguments[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where} is {value!r}: {nearest(str(value), map(str, arguments))}")
+        return value
+    if origin is list:
+        expect(value, list, where)
+        return [build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        expect(value, dict, where)
+        return {str(key): build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float:
+        return build_float(value, where)
+    expect(value, kind, where)
+    return value
+
+
+def build_dataclass(kind: Any, value: Any, where: str) -> Any:
+    expect(value, dict, where)
+    hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in known:
+            raise UserError(f"unknown key {prefix}{key}: {nearest(str(key), known)}")
+    for name, entry in known.items():
+        if name not in value and entry.default is MISSING and entry.default_factory is MISSING:
+            raise UserError(f"the key {prefix}{name} is missing")
+    return kind(**{key: build(hints[key], item, prefix + key) for key, item in value.items()})
+
+
+def build_float(value: Any, where: str) -> float:
+    if isinstance(value, str):  # YAML 1.1 reads 1e-5, which has no dot, as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where} is {value!r}, but has to be a number")
+    return float(value)
+
+
+def expect(value: Any, kind: type, where: str) -> None:
+    words = {dict: "a mapping of keys", list: "a list", int: "a whole number", str: "a text", bool: "true or false"}
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{where or 'the file'} is {value!r}, but has to be {words[kind]}")
