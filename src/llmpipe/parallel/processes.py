@@ -54,7 +54,12 @@ def _collect(receivers: list[Connection]) -> list[Any]:
 
 
 def _rank(
-    function: Callable[..., Any], rank: int, world_size: int, folder: str, sender: Connection, arguments: tuple[Any, ...]
+    function: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    folder: str,
+    sender: Connection,
+    arguments: tuple[Any, ...],
 ) -> None:
     """The body of one rank's process."""
     import torch

@@ -1,0 +1,88 @@
+"""Logits of a model split over tp × pp ranks: every rank calls together, every rank gets them all.
+
+B rows of T tokens, N = B·T padded up to a multiple of tp, H hidden, V vocabulary.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from llmpipe.layout import Layout
+from llmpipe.model.decoder import Decoder
+from llmpipe.model.load import load_decoder
+from llmpipe.parallel.collectives import all_gather_rows
+from llmpipe.parallel.groups import Groups, TensorParallel, make_groups
+from llmpipe.parallel.processes import run_ranks
+
+
+class Engine:
+    """A model to ask for logits, in one process (`groups` None) or on each rank of a layout."""
+
+    def __init__(self, model: Decoder, groups: Groups | None, device: torch.device):
+        self.model, self.groups, self.device = model, groups, device
+        self.shape = model.shape
+
+    @classmethod
+    def open(
+        cls, path: Path, dtype: torch.dtype = torch.float32, device: str = "cpu", groups: Groups | None = None
+    ) -> "Engine":
+        """Load a checkpoint or rank files (of any layout); with `groups`, this rank's part."""
+        where = torch.device(device)
+        if groups is None:
+            return cls(load_decoder(path, TensorParallel(), 1, 0, dtype, where), None, where)
+        return cls(load_decoder(path, groups.tp, groups.layout.pp, groups.at.pp, dtype, where), groups, where)
+
+    @torch.no_grad()
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T) token ids → (B, T, V) fp32, each row a document of its own."""
+        num_rows, length = tokens.shape
+        num_tokens = num_rows * length
+        padding = -num_tokens % self.model.tp.size
+        flat = F.pad(tokens.to(self.device).flatten(), (0, padding))  # (N,)
+        bounds = torch.arange(0, num_tokens + 1, length, dtype=torch.int32, device=self.device)
+        bounds = F.pad(bounds, (0, 1), value=num_tokens + padding)  # the padding is a document of its own
+        out = self._through_stages(flat, bounds)  # (N, V)
+        return out[:num_tokens].unflatten(0, (num_rows, length))
+
+    def _through_stages(self, flat: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+        """Each stage waits for the one before; the last one's logits go to all."""
+        if self.groups is None or self.groups.layout.pp == 1:
+            return self._full_vocabulary(self.model(flat, bounds))
+        groups, dtype = self.groups, next(self.model.parameters()).dtype
+        x = flat
+        if not groups.is_first_stage:
+            x = torch.empty(len(flat) // groups.layout.tp, self.shape.hidden, dtype=dtype, device=self.device)
+            dist.recv(x, group=groups.pp, group_src=groups.at.pp - 1)  # (N/tp, H)
+        x = self.model(x, bounds)
+        if groups.is_last_stage:
+            out = self._full_vocabulary(x)
+        else:
+            dist.send(x.contiguous(), group=groups.pp, group_dst=groups.at.pp + 1)
+            out = torch.empty(len(flat), self.shape.vocab, device=self.device)
+        dist.broadcast(out, group=groups.pp, group_src=groups.layout.pp - 1)
+        return out
+
+    def _full_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
+        """(N, V/tp) of each rank, the last ones fewer → (N, V) fp32 on all tp ranks."""
+        tp, vocab = self.model.tp, self.shape.vocab
+        logits = logits.float()
+        if tp.size == 1:
+            return logits
+        short = -(-vocab // tp.size) - logits.shape[-1]
+        by_row = F.pad(logits, (0, short)).t()  # (ceil(V/tp), N)
+        return all_gather_rows(by_row, tp)[:vocab].t().contiguous()
+
+
+def rank_logits(path: Path, tokens: torch.Tensor, tp: int, pp: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(B, T) ids → (B, T, V) logits of the sharded model, run in tp·pp gloo processes on this machine."""
+    return torch.from_numpy(run_ranks(_rank_logits, tp * pp, path, tokens, tp, pp, dtype)[0])
+
+
+def _rank_logits(path: Path, tokens: torch.Tensor, tp: int, pp: int, dtype: torch.dtype) -> np.ndarray | None:
+    """One rank of `rank_logits`; arrays, unlike tensors, outlive the process that sends them."""
+    groups = make_groups(Layout(tp=tp, pp=pp, gpus_per_node=tp * pp, device="cpu").resolved(), torch.device("cpu"))
+    logits = Engine.open(path, dtype, "cpu", groups).logits(tokens)
+    return logits.numpy() if dist.get_rank() == 0 else None

@@ -1,0 +1,47 @@
+"""Each rank reads exactly its own bytes of a checkpoint or of rank files; no full tensor, no communication."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from llmpipe.checkpoint.source import TensorSource, open_source
+from llmpipe.families import FAMILIES, Shape, Tensor, generic
+from llmpipe.layout import chunk
+from llmpipe.model.decoder import Decoder
+from llmpipe.parallel.groups import TensorParallel
+
+
+def table_row(shape: Shape, key: str) -> Tensor:
+    """The family table's row of one of our full names."""
+    return next(tensor for tensor in FAMILIES[shape.family].tensors if tensor.name == generic(key))
+
+
+def local_slices(shape: Shape, key: str, tp: int, tp_rank: int, dp: int = 1, dp_rank: int = 0) -> tuple[slice, ...]:
+    """The part of a full tensor that a rank holds: tp's slice, of which FSDP2 gives each dp rank a chunk of dim 0."""
+    rows, *rest = table_row(shape, key).slices(shape, tp, tp_rank)
+    part = chunk(rows.stop - rows.start, dp, dp_rank)
+    return slice(rows.start + part.start, rows.start + part.stop), *rest
+
+
+@torch.no_grad()
+def fill(model: nn.Module, source: TensorSource, tp: TensorParallel, dp: int = 1, dp_rank: int = 0) -> None:
+    """Copy a rank's slices into a model's parameters, plain or sharded by FSDP2, in the parameters' dtype."""
+    for key, parameter in model.named_parameters():
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if local.numel():
+            local.copy_(source.read(key, local_slices(source.shape, key, tp.size, tp.rank, dp, dp_rank)))
+
+
+def load_decoder(
+    path: Path, tp: TensorParallel, pp: int, stage: int, dtype: torch.dtype, device: torch.device
+) -> Decoder:
+    """A stage of the model for inference, this rank's slice of it in `dtype`."""
+    source = open_source(path)
+    source.shape.check_split(tp.size, pp)
+    with torch.device("meta"):
+        model = Decoder(source.shape, tp, pp, stage)
+    model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    fill(model, source, tp)
+    return model

@@ -1,0 +1,72 @@
+"""Names of torch that are private or differ between 2.11 and 2.13; nowhere else in llmpipe."""
+
+import inspect
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+# 2.13 warns of the older names, 2.11 lacks the newer ones.
+all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class Piece(torch.Tensor):
+    """A rank's part of a full tensor, for torch.distributed.checkpoint: any offset, any size, copies allowed.
+
+    It speaks the protocol that DTensor speaks there (`_Checkpointable`). DTensor itself cannot say
+    that two tp ranks hold the same KV head, or that the last vocabulary slice is shorter.
+    """
+
+    local: torch.Tensor
+    offsets: torch.Size
+
+    @staticmethod
+    def __new__(cls, local: torch.Tensor, full_shape: tuple[int, ...], offsets: tuple[int, ...]) -> "Piece":
+        piece = torch.Tensor._make_wrapper_subclass(cls, torch.Size(full_shape), dtype=local.dtype, device=local.device)
+        piece.local, piece.offsets = local, torch.Size(offsets)
+        return piece
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise RuntimeError(f"a Piece is only for checkpoints, but {function} was called on it")
+
+    def __create_write_items__(self, fqn: str, _: Any) -> list[WriteItem]:
+        if not self.local.numel():
+            return []
+        data = TensorWriteData(
+            chunk=ChunkStorageMetadata(self.offsets, self.local.size()),
+            properties=TensorProperties(dtype=self.local.dtype),
+            size=self.size(),
+        )
+        index = MetadataIndex(fqn, self.offsets)
+        return [WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [ChunkStorageMetadata(self.offsets, self.local.size())] if self.local.numel() else []
+
+    def __get_tensor_shard__(self, _: MetadataIndex) -> torch.Tensor:
+        return self.local
+
+
+def varlen_causal(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, longest: int
+) -> torch.Tensor:
+    """torch's variable-length flash kernel, causal: q (N, heads, D), k and v (N, kv_heads, D) → (N, heads, D); CUDA only.
+
+    Older releases take `is_causal` and have no grouped queries: there K and V are repeated.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and "enable_gqa" in known:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (N, heads, D)
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)  # type: ignore[return-value]

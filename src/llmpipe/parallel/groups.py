@@ -1,0 +1,50 @@
+"""The process groups of a run: who reduces with whom."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from llmpipe.layout import Coordinates, Layout
+
+
+@dataclass(frozen=True, slots=True)
+class TensorParallel:
+    """The ranks that split one layer; `group` None is one rank on its own."""
+
+    group: dist.ProcessGroup | None = None
+    size: int = 1
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """A rank's place in the layout, and its groups along each axis."""
+
+    layout: Layout
+    at: Coordinates
+    device: torch.device
+    mesh: DeviceMesh
+
+    @property
+    def tp(self) -> TensorParallel:
+        return TensorParallel(self.mesh["tp"].get_group(), self.layout.tp, self.at.tp)
+
+    @property
+    def pp(self) -> dist.ProcessGroup:
+        return self.mesh["pp"].get_group()
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.at.pp == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.at.pp == self.layout.pp - 1
+
+
+def make_groups(layout: Layout, device: torch.device) -> Groups:
+    """The groups of this process; every rank of the default group calls it with the same resolved layout."""
+    mesh = init_device_mesh(device.type, (layout.pp, layout.dp, layout.tp), mesh_dim_names=("pp", "dp", "tp"))
+    return Groups(layout, layout.coordinates(dist.get_rank()), device, mesh)
