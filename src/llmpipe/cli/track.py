@@ -1,0 +1,31 @@
+"""llmpipe track."""
+
+from pathlib import Path
+
+import click
+
+from llmpipe.cli import with_log
+
+
+@click.command()
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--uri", default="sqlite:///mlflow.db", show_default=True, help="MLflow's tracking store.")
+@click.option("--experiment", default="llmpipe", show_default=True, help="MLflow's experiment.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="A JSON file that says what went where."
+)
+@with_log
+def command(results: Path, uri: str, experiment: str, output: Path | None) -> None:
+    """Mirror finished runs and models to MLflow.
+
+    RESULTS is a run's folder, a model's folder, or a results folder with many of both. Tracking the same files again
+    changes nothing. A sqlite store lies in the current folder, its artifacts beside it in mlruns/.
+
+    \b
+    Example:
+      llmpipe track results/runs/tiny_llama
+      mlflow ui --backend-store-uri sqlite:///mlflow.db
+    """
+    from llmpipe.track.mirror import track
+
+    track(results, uri, experiment, output)
