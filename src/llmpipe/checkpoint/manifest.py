@@ -31,7 +31,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The directory's identity: the SHA-256 over its files' names and hashes, wherever it lies and whoever made it."""
+        """The directory's identity, wherever it lies: the SHA-256 over its files' names and hashes."""
         table = json.dumps({name: entry["sha256"] for name, entry in sorted(self.files.items())})
         return hashlib.sha256(table.encode()).hexdigest()
 
@@ -52,7 +52,9 @@ def read(directory: Path) -> Manifest:
     """The manifest of a finished directory; UserError if there is none."""
     path = directory / NAME
     if not path.is_file():
-        raise UserError(f"{directory} has no {NAME}: it is not a finished output of llmpipe; run the stage that makes it again")
+        raise UserError(
+            f"{directory} has no {NAME}: it is not a finished output of llmpipe; run the stage that makes it again"
+        )
     try:
         values = json.loads(path.read_text())
         return Manifest(values["kind"], values["source"], values["files"], values["llmpipe"])
@@ -69,7 +71,8 @@ def check(directory: Path) -> Manifest:
             raise UserError(f"{path} is missing, but {NAME} lists it: run the stage that makes {directory} again")
         if path.stat().st_size != entry["bytes"]:
             raise UserError(
-                f"{path} has {path.stat().st_size} bytes, but {NAME} says {entry['bytes']}: it is truncated or was changed"
+                f"{path} has {path.stat().st_size} bytes, but {NAME} says {entry['bytes']}:"
+                " it is truncated or was changed"
             )
         if sha256(path) != entry["sha256"]:
             raise UserError(f"{path} does not have the SHA-256 that {NAME} says: it was changed after it was made")

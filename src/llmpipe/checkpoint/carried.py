@@ -1,0 +1,56 @@
+"""The files beside the weights, and the byte-for-byte copies of both."""
+
+import fcntl
+import hashlib
+from pathlib import Path
+
+from llmpipe.files import CHUNK_BYTES
+from llmpipe.progress import Progress
+
+# Everything else beside a model's weights: another format's weights, pictures, a repository's own files.
+CARRIED = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+_LICENCES = ("LICENSE", "LICENCE", "USE_POLICY", "NOTICE")
+_FICLONE = 0x40049409  # linux/fs.h
+
+
+def names(directory: Path) -> list[str]:
+    """The files of a model's directory that go along with its weights wherever these go, config.json aside."""
+    files = (path.name for path in directory.iterdir() if path.is_file())
+    return sorted(name for name in files if name in CARRIED or name.startswith(_LICENCES))
+
+
+def carried_files(source: Path, directory: Path) -> dict[str, str]:
+    """Copy the files that go along with the weights; returns their SHA-256."""
+    return {name: copy_hashed(source / name, directory / name) for name in names(source)}
+
+
+def copy_hashed(source: Path, target: Path, shown: Progress | None = None) -> str:
+    """Copy a file, as a reflink where the file system can; returns its SHA-256."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, target.open("wb") as write:
+        cloned = _reflink(read.fileno(), write.fileno())
+        while buffer := read.read(CHUNK_BYTES):
+            digest.update(buffer)
+            if not cloned:
+                write.write(buffer)
+            if shown:
+                shown.add(len(buffer), source.name)
+    return digest.hexdigest()
+
+
+def _reflink(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:  # another file system, or one without reflinks
+        return False
+    return True

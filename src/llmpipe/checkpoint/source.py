@@ -1,0 +1,125 @@
+"""Where weights come from: one way to read every format, and the format told from the files that lie there."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from llmpipe.errors import UserError
+from llmpipe.families import Shape
+
+Slices = tuple[slice, ...]
+
+
+class TensorSource(Protocol):
+    """A model's tensors by our names, in our layout: half-split rotary order, separate q, k, v and gate, up.
+
+    Opening one proves that every tensor is there, in its right shape, and that nothing is left over.
+    """
+
+    path: Path
+    shape: Shape
+
+    def keys(self) -> list[str]:
+        """Our full names, in the family's order."""
+        ...
+
+    def dtype(self, key: str) -> torch.dtype:
+        """The stored type of a tensor."""
+        ...
+
+    def read(self, key: str, slices: Slices | None = None) -> torch.Tensor:
+        """A fresh tensor in the stored type; `slices` are in the full tensor's coordinates, one per dimension."""
+        ...
+
+
+def detect(path: Path) -> str:
+    """meta, hf or rank_files; UserError that says what lies there and what may."""
+    may = (
+        "a directory of Meta's (params.json, consolidated.*.pth), of Hugging Face's (config.json, *.safetensors),"
+        " or of rank files (tp0-pp0.safetensors)"
+    )
+    if not path.exists():
+        raise UserError(f"{path} is missing: there may stand {may}")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file: there may stand {may}")
+    if (path / "tp0-pp0.safetensors").is_file():
+        return "rank_files"
+    if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
+        return "meta"
+    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+        return "hf"
+    found = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") if found else "nothing"
+    raise UserError(f"{path} holds no weights that llmpipe reads: {listed} found; there may stand {may}")
+
+
+def open_source(path: Path, expected: Shape | None = None) -> TensorSource:
+    """Open a checkpoint of any format; `expected` is checked against what the source says of itself."""
+    from llmpipe.checkpoint.hf import HfSource
+    from llmpipe.checkpoint.meta import MetaSource
+    from llmpipe.checkpoint.rank_files import RankFilesSource
+
+    kind = detect(path)
+    if kind == "meta":
+        return MetaSource(path, expected)
+    source = HfSource(path) if kind == "hf" else RankFilesSource(path)
+    if expected:
+        check_expected(source.shape, expected, path)
+    return source
+
+
+def check_expected(found: Shape, expected: Shape, path: Path, unsaid: tuple[str, ...] = ()) -> None:
+    """UserError with each field that differs; `unsaid` fields the source does not state."""
+    names = [name for name in Shape.__dataclass_fields__ if name not in unsaid]
+    different = [
+        f"{name} is {getattr(found, name)!r}, expected {getattr(expected, name)!r}"
+        for name in names
+        if getattr(found, name) != getattr(expected, name)
+    ]
+    if different:
+        raise UserError(
+            f"{path} is not of the shape that was asked for: {'; '.join(different)}:"
+            " name the right shape or leave it out"
+        )
+
+
+def check_tensors(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    """UserError with the list if a tensor is missing, left over or of a wrong shape; names are the source's own."""
+    wrong = [f"missing: {name}" for name in expected if name not in found]
+    wrong += [f"left over: {name}" for name in found if name not in expected]
+    wrong += [
+        f"wrong shape: {name} is {list(found[name])}, expected {list(size)}"
+        for name, size in expected.items()
+        if name in found and found[name] != size
+    ]
+    if wrong:
+        more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        raise UserError(f"{path}: {len(wrong)} tensors do not fit the model:\n  " + "\n  ".join(wrong[:20]) + more)
+
+
+def resolved(slices: Slices | None, sizes: tuple[int, ...]) -> Slices:
+    """The slices with plain starts and stops; None is the whole tensor."""
+    return tuple(
+        slice(*part.indices(size)) for part, size in zip(slices or (slice(None),) * len(sizes), sizes, strict=True)
+    )
+
+
+def sizes_of(slices: Slices) -> tuple[int, ...]:
+    """The sizes of the part that resolved slices cut out."""
+    return tuple(part.stop - part.start for part in slices)
+
+
+def overlap(region: Slices, wanted: Slices) -> tuple[Slices, Slices] | None:
+    """What a stored region holds of the wanted one: slices within the region and within the wanted; None for nothing.
+
+    Both are in the full tensor's coordinates, with plain starts and stops.
+    """
+    inside, target = [], []
+    for have, want in zip(region, wanted, strict=True):
+        start, stop = max(have.start, want.start), min(have.stop, want.stop)
+        if start >= stop:
+            return None
+        inside.append(slice(start - have.start, stop - have.start))
+        target.append(slice(start - want.start, stop - want.start))
+    return tuple(inside), tuple(target)

@@ -1,0 +1,37 @@
+"""llmpipe merge: rank files → a checkpoint; datasets → one dataset."""
+
+from pathlib import Path
+
+import click
+
+from llmpipe.cli import with_log
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="The checkpoint, or the dataset's prefix."
+)
+@with_log
+def command(sources: tuple[Path, ...], output: Path) -> None:
+    """Merge rank files of any layout into a checkpoint, or datasets, given by their prefixes, into one.
+
+    \b
+    Example:
+      llmpipe merge results/models/tiny_llama/tp2-pp2 --output merged
+    """
+    from llmpipe.errors import UserError
+
+    if all(source.with_name(source.name + ".idx").is_file() for source in sources):
+        from llmpipe.data.indexed import join
+
+        join(list(sources), output)
+        return
+    if len(sources) != 1:
+        raise UserError(
+            f"{', '.join(map(str, sources))} are not all datasets (PREFIX.bin, PREFIX.idx): merge takes one directory"
+            " of rank files, or datasets"
+        )
+    from llmpipe.checkpoint.convert import merge
+
+    merge(*sources, output)
