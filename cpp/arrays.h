@@ -4,9 +4,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <utility>
 
 namespace nb = nanobind;
 
@@ -14,11 +14,11 @@ namespace nb = nanobind;
 template <typename T>
 using Input = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// A result: NumPy owns its memory.
+// A result, whose memory NumPy owns.
 template <typename T>
 using Output = nb::ndarray<nb::numpy, T>;
 
-// Uninitialised memory of a result while it is computed; `move_to_numpy` needs the GIL, filling it does not.
+// The memory of a result: filled without the GIL, handed to NumPy with it.
 template <typename T>
 class Buffer {
  public:
@@ -28,7 +28,7 @@ class Buffer {
   size_t size() const { return size_; }
   T& operator[](size_t i) { return data_[i]; }
 
-  // The array with `columns` columns, or with one dimension where columns is 0.
+  // Leaves the buffer empty; `columns` > 0 makes rows of that many.
   Output<T> move_to_numpy(size_t columns = 0) {
     T* data = data_.release();
     nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });

@@ -1,0 +1,114 @@
+// Megatron's GPT index, bit for bit: which documents in which order, where each sample starts, in which order samples
+// are taken. Published as GPTDataset in megatron-core's datasets/gpt_dataset.py.
+#include <nanobind/stl/tuple.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "arrays.h"
+#include "legacy_random.h"
+
+namespace {
+
+// How often the documents are repeated to give `num_samples` samples, neighbours sharing one token.
+struct Epochs {
+  int64_t count;
+  bool last_apart;            // the last epoch is shuffled on its own
+  int64_t shuffled_together;  // samples before it, or all
+  int64_t num_samples;        // what `count` epochs hold
+};
+
+Epochs plan_epochs(int64_t tokens_per_epoch, int64_t seq_len, int64_t num_samples) {
+  const int64_t wanted = num_samples * seq_len + 1;
+  const int64_t count = std::max<int64_t>(1, (wanted + tokens_per_epoch - 1) / tokens_per_epoch);
+  const int64_t total = (count * tokens_per_epoch - 1) / seq_len;
+  if (count == 1) return {count, false, total, total};
+  // An epoch of which less than 80 % is used would else be sampled thinly from all over: it is kept for the end.
+  const int64_t before_last = ((count - 1) * tokens_per_epoch - 1) / seq_len;
+  const int64_t per_epoch = (tokens_per_epoch - 1) / seq_len;
+  const bool apart = num_samples - before_last < static_cast<int64_t>(0.80 * static_cast<double>(per_epoch));
+  return {count, apart, apart ? before_last : total, total};
+}
+
+// Document numbers first..last-1, `epochs` times over, shuffled together.
+void shuffled_documents(int32_t* out, int64_t first, int64_t last, int64_t epochs, LegacyRandom& random) {
+  const int64_t each = last - first;
+  for (int64_t epoch = 0; epoch < epochs; ++epoch)
+    std::iota(out + epoch * each, out + (epoch + 1) * each, static_cast<int32_t>(first));
+  random.shuffle(out, epochs * each);
+}
+
+// Sample k starts at token k * seq_len of the documents laid end to end: as (position in `documents`, token in it).
+void fill_samples(Buffer<int64_t>& samples, Buffer<int32_t>& documents, const int64_t* lengths, int64_t seq_len) {
+  constexpr size_t kAhead = 16;
+  size_t document = 0;
+  int64_t offset = 0;
+  samples[0] = samples[1] = 0;
+  for (size_t k = 2; k < samples.size(); k += 2) {
+    offset += seq_len;
+    while (offset >= lengths[documents[document]]) {
+      offset -= lengths[documents[document]];
+      ++document;  // stays inside: there are more tokens than the last sample's start
+      if (document + kAhead < documents.size()) __builtin_prefetch(&lengths[documents[document + kAhead]]);
+    }
+    samples[k] = static_cast<int64_t>(document);
+    samples[k + 1] = offset;
+  }
+}
+
+void shuffle_samples(Buffer<uint32_t>& order, size_t together, LegacyRandom& random) {
+  std::iota(order.data(), order.data() + order.size(), 0u);
+  random.shuffle(order.data(), together);
+  random.shuffle(order.data() + together, order.size() - together);
+}
+
+int64_t checked_tokens(const Input<int64_t>& lengths, int64_t first, int64_t last, int64_t seq_len, int64_t num_samples) {
+  if (seq_len < 1 || num_samples < 1) throw std::invalid_argument("seq_len and num_samples have to be 1 or more");
+  if (first < 0 || last > static_cast<int64_t>(lengths.shape(0)) || first > last)
+    throw std::invalid_argument("documents " + std::to_string(first) + " to " + std::to_string(last) + " are not among the " +
+                                std::to_string(lengths.shape(0)) + " documents");
+  int64_t tokens = 0;
+  for (int64_t i = first; i < last; ++i) {
+    if (lengths.data()[i] < 0) throw std::invalid_argument("document " + std::to_string(i) + " has a negative length");
+    tokens += lengths.data()[i];
+  }
+  if (tokens == 0) throw std::invalid_argument("the documents hold no tokens");
+  return tokens;
+}
+
+using Index = std::tuple<Output<int32_t>, Output<int64_t>, Output<uint32_t>>;
+
+Index gpt_index(Input<int64_t> lengths, int64_t first, int64_t last, int64_t seq_len, int64_t num_samples, uint32_t seed) {
+  Buffer<int32_t> documents(0);
+  Buffer<int64_t> samples(0);
+  Buffer<uint32_t> order(0);
+  {
+    nb::gil_scoped_release release;
+    const int64_t tokens = checked_tokens(lengths, first, last, seq_len, num_samples);
+    const Epochs epochs = plan_epochs(tokens, seq_len, num_samples);
+    if (epochs.num_samples >= std::numeric_limits<uint32_t>::max() - 1 || last > std::numeric_limits<int32_t>::max())
+      throw std::invalid_argument("more than 2^32 - 2 samples or 2^31 - 1 documents do not fit the index");
+    documents = Buffer<int32_t>((last - first) * epochs.count);
+    samples = Buffer<int64_t>(2 * (epochs.num_samples + 1));
+    order = Buffer<uint32_t>(epochs.num_samples);
+
+    LegacyRandom random(seed);  // one generator through all shuffles, in this order
+    const int64_t together = epochs.count - (epochs.last_apart ? 1 : 0);
+    shuffled_documents(documents.data(), first, last, together, random);
+    if (epochs.last_apart) shuffled_documents(documents.data() + together * (last - first), first, last, 1, random);
+    fill_samples(samples, documents, lengths.data(), seq_len);
+    shuffle_samples(order, epochs.shuffled_together, random);
+  }
+  return {documents.move_to_numpy(), samples.move_to_numpy(2), order.move_to_numpy()};
+}
+
+}  // namespace
+
+void bind_gpt_index(nb::module_& m) {
+  m.def("gpt_index", &gpt_index, nb::arg("lengths"), nb::arg("first"), nb::arg("last"), nb::arg("seq_len"),
+        nb::arg("num_samples"), nb::arg("seed"));
+}

@@ -1,0 +1,27 @@
+"""The compiled helpers (cpp/): pure functions from arrays to new arrays; ValueError for bad input."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+def byte_pointers(sizes: NDArray[np.int32], item_bytes: int, start: int = 0) -> NDArray[np.int64]:
+    """The byte at which each sequence of a .bin starts, the first at `start`; sizes in tokens."""
+
+def check_index(
+    sizes: NDArray[np.int32],
+    pointers: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    item_bytes: int,
+    bin_bytes: int,
+) -> None:
+    """ValueError with the first thing wrong: a negative size, a pointer or the document index off, another .bin size."""
+
+def gpt_index(
+    lengths: NDArray[np.int64], first: int, last: int, seq_len: int, num_samples: int, seed: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint32]]:
+    """Megatron's document, sample and shuffle index over documents first..last-1, in as many epochs as needed.
+
+    Sample k is the seq_len + 1 tokens from (document position, offset) = samples[order[k]] on; `samples` is (n + 1, 2).
+    """
+
+def blend_index(weights: NDArray[np.float64], num_samples: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """Megatron's greedy blend: the dataset of each sample, and its number in that dataset; weights add up to 1."""
