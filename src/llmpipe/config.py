@@ -185,3 +185,28 @@ def expect(value: Any, kind: type, where: str) -> None:
     words = {dict: "a mapping of keys", list: "a list", int: "a whole number", str: "a text", bool: "true or false"}
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{where or 'the file'} is {value!r}, but has to be {words[kind]}")
+
+
+def parse_data(given: tuple[str, ...]) -> dict[str, float]:
+    """`PREFIX[=WEIGHT]` options as a mapping from prefix to weight."""
+    data: dict[str, float] = {}
+    for item in given:
+        prefix, _, weight = item.partition("=")
+        try:
+            data[prefix] = float(weight or 1.0)
+        except ValueError:
+            raise UserError(f"--data {item}: the weight {weight!r} has to be a number, as in PREFIX=0.5") from None
+        if not data[prefix] > 0:
+            raise UserError(f"--data {item}: the weight has to be above 0")
+    return data
+
+
+def parse_split(given: str) -> list[float]:
+    """`969,30,1` as three shares."""
+    try:
+        shares = [float(share) for share in given.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != 3 or min(shares) < 0 or not sum(shares):
+        raise UserError(f"--split {given}: three shares for train, validation and test are expected, as in 969,30,1")
+    return shares

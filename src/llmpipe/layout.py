@@ -18,7 +18,7 @@ class Layout:
     gpus_per_node: int = 1
     """Processes on each machine, one a GPU."""
     tp: int = 1
-    """Tensor-parallel ranks: each holds a slice of every layer; with tp > 1 activations are split along the sequence too."""
+    """Tensor-parallel ranks: each holds a slice of every layer, and of the sequence between layers."""
     pp: int = 1
     """Pipeline stages: each holds a run of layers."""
     cp: int = 1
@@ -80,7 +80,9 @@ class Coordinates:
 def legal_tps(num_heads: int, num_kv_heads: int) -> list[int]:
     """The tp that divide the query heads and divide, or are a multiple of, the KV heads (design decision 12)."""
     return [
-        tp for tp in range(1, num_heads + 1) if num_heads % tp == 0 and (num_kv_heads % tp == 0 or tp % num_kv_heads == 0)
+        tp
+        for tp in range(1, num_heads + 1)
+        if num_heads % tp == 0 and (num_kv_heads % tp == 0 or tp % num_kv_heads == 0)
     ]
 
 
@@ -105,7 +107,7 @@ def stage_layers(num_layers: int, pp: int, stage: int) -> range:
 
 
 def chunk(size: int, parts: int, index: int) -> slice:
-    """Part `index` of `size` rows in parts of ceil(size / parts), the last ones shorter: torch.chunk's and DTensor's rule."""
+    """Part `index` of `size` rows in parts of ceil(size / parts), the last ones shorter: torch.chunk's rule."""
     each = -(-size // parts)
     return slice(min(index * each, size), min((index + 1) * each, size))
 

@@ -50,17 +50,18 @@ def progress(label: str, total: int, unit: str) -> Iterator[Progress]:
         shown.close()
 
 
-def configure_logging(log_file: Path | None) -> None:
-    """Lines of INFO and above go to `log_file` and to stderr; a terminal with a log file beside it sees warnings and bars."""
+def configure_logging(*log_files: Path) -> None:
+    """Lines of INFO and above go to the files and to stderr; a terminal beside a log file sees warnings and bars."""
     form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(logging.INFO)
     stderr = logging.StreamHandler()
-    if log_file:
+    for log_file in log_files:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         root.addHandler(logging.FileHandler(log_file))
-        stderr.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    if log_files and sys.stderr.isatty():
+        stderr.setLevel(logging.WARNING)
     root.addHandler(stderr)
     for handler in root.handlers:
         handler.setFormatter(form)

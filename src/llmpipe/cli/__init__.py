@@ -15,6 +15,10 @@ from llmpipe.errors import UserError
 COMMANDS = ("tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "track")
 
 
+LOG_FILE = "llmpipe.log_file"
+"""Where `ctx.meta` has the path of --log, for a command that starts processes of its own."""
+
+
 class Group(click.Group):
     """Finds `llmpipe NAME` as `llmpipe.cli.NAME.command`; lists the stages in the order of the flow."""
 
@@ -43,7 +47,8 @@ def with_log(function: Callable[..., Any]) -> Callable[..., Any]:
     def opened(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
         from llmpipe.progress import configure_logging
 
-        configure_logging(value)
+        configure_logging(*([value] if value else []))
+        ctx.meta[LOG_FILE] = value
 
     return click.option(
         "--log",

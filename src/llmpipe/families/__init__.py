@@ -8,7 +8,17 @@ from llmpipe.families.llama import LLAMA
 
 FAMILIES = {family.name: family for family in (LLAMA,)}
 
-__all__ = ["FAMILIES", "Family", "Shape", "Tensor", "from_hf_config", "generic", "layer_of", "named_size", "to_hf_config"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Shape",
+    "Tensor",
+    "from_hf_config",
+    "generic",
+    "layer_of",
+    "named_size",
+    "to_hf_config",
+]
 
 # config.json's keys that are neither sizes nor settings of the arithmetic.
 _IGNORED = {
@@ -29,7 +39,7 @@ def named_size(name: str) -> Shape:
 
 
 def from_hf_config(config: dict[str, Any], where: str = "config.json") -> Shape:
-    """The shape that a config.json of transformers 4 or 5 describes; UserError for anything the decoder would not carry."""
+    """The shape that a config.json of transformers 4 or 5 describes; UserError for what the decoder would not carry."""
     architectures = {family.architecture: family for family in FAMILIES.values()}
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in architectures:
@@ -68,7 +78,9 @@ def _rope(config: dict[str, Any], where: str) -> dict[str, Any]:
     theta = settings.pop("rope_theta", config.get("rope_theta", 1e4))
     kind = settings.pop("rope_type", settings.pop("type", "default"))
     if kind != "default" or settings:
-        raise UserError(f"{where}: rope scaling {kind!r} with {settings}: this version of llmpipe computes without scaling only")
+        raise UserError(
+            f"{where}: rope scaling {kind!r} with {settings}: this version of llmpipe computes without scaling only"
+        )
     return {"rope_theta": float(theta), "rope_scaling": None}
 
 

@@ -69,7 +69,9 @@ class Tensor:
         if self.shard_dim is not None:
             dim = self.dims[self.shard_dim]
             parts[self.shard_dim] = (
-                kv_chunk(shape.num_kv_heads, shape.head_dim, tp, rank) if dim == "kv" else chunk(shape.size(dim), tp, rank)
+                kv_chunk(shape.num_kv_heads, shape.head_dim, tp, rank)
+                if dim == "kv"
+                else chunk(shape.size(dim), tp, rank)
             )
         return tuple(parts)
 

@@ -54,5 +54,5 @@ def _document_by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pac
 
 def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """One document: (T, heads, D) each → (T, heads, D)."""
-    heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T, D)
-    return F.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T, D)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)

@@ -56,7 +56,7 @@ class Piece(torch.Tensor):
 def varlen_causal(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    """torch's variable-length flash kernel, causal: q (N, heads, D), k and v (N, kv_heads, D) → (N, heads, D); CUDA only.
+    """torch's variable-length flash kernel, causal, CUDA only: q (N, heads, D), k, v (N, kv_heads, D) → (N, heads, D).
 
     Older releases take `is_causal` and have no grouped queries: there K and V are repeated.
     """

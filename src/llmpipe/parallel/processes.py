@@ -1,7 +1,10 @@
 """Run a function in several gloo processes on this machine: rank-file verification, the export check, tests."""
 
+import ctypes
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -10,6 +13,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 TIMEOUT = timedelta(minutes=10)
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
@@ -67,6 +76,7 @@ def _rank(
 
     from llmpipe.errors import UserError
 
+    die_with_parent(signal.SIGKILL)
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     try:

@@ -1,0 +1,80 @@
+"""llmpipe finetune: train, and be the launcher of the training."""
+
+import os
+from pathlib import Path
+
+import click
+
+from llmpipe.cli import LOG_FILE, with_log
+
+
+@click.command("finetune")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="Rank files, or a checkpoint.")
+@click.option("--data", "data", multiple=True, required=True, metavar="PREFIX[=WEIGHT]", help="A dataset; repeatable.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The run folder.")
+@click.option("--split", default="969,30,1", show_default=True, help="Shares of train, validation, test.")
+@click.option("--tp", default=1, show_default=True, help="Tensor-parallel ranks.")
+@click.option("--pp", default=1, show_default=True, help="Pipeline stages.")
+@click.option("--cp", default=1, show_default=True, help="Context-parallel ranks.")
+@click.option("--dp", default=-1, show_default=True, help="Data-parallel ranks; -1: what is left over.")
+@click.option("--micro-batch", default=1, show_default=True, help="Sequences in one forward pass.")
+@click.option("--nodes", default=1, show_default=True)
+@click.option("--gpus-per-node", default=1, show_default=True, help="Processes on each node.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--config-file", "config_files", multiple=True, help="Recorded in run.json; repeatable.")
+@click.option("--node-rank", default=0, help="Without a scheduler: which node this is.")
+@click.option("--master", help="Without a scheduler: HOST:PORT of node 0.")
+@click.option("--threads", type=int, help="CPU threads of this node for all its ranks; default: all it may use.")
+@click.option("--wait", default=600.0, show_default=True, help="Seconds to wait for another trainer of this run.")
+@click.option("--dry-run", is_flag=True, help="Check everything and start nothing.")
+@with_log
+@click.pass_context
+def command(
+    ctx: click.Context,
+    recipe: Path,
+    model: Path,
+    data: tuple[str, ...],
+    output: Path,
+    split: str,
+    config_files: tuple[str, ...],
+    node_rank: int,
+    master: str | None,
+    threads: int | None,
+    wait: float,
+    dry_run: bool,
+    **layout: int | str,
+) -> None:
+    """Train MODEL on datasets by a RECIPE, resuming by itself; starts its own processes.
+
+    Exit status 0: trained and published in RUN (weights/, metrics.jsonl, run.json); 75: stopped as asked (Ctrl-C,
+    SIGTERM, touch RUN/stop) after saving, run it again to go on; 1: failed.
+
+    \b
+    Example:
+      llmpipe finetune config/recipes/tiny_llama.yaml --model results/models/tiny_llama/tp2-pp2 \\
+          --data results/models/tiny_llama/corpora/tiny_llama --output results/runs/by_hand \\
+          --tp 2 --pp 2 --gpus-per-node 4 --device cpu
+    """
+    from llmpipe.config import Recipe, load, parse_data, parse_split
+    from llmpipe.launch import Place, launch
+    from llmpipe.layout import Layout
+    from llmpipe.train.job import Job
+    from llmpipe.train.preflight import preflight
+    from llmpipe.verify.card import require_card
+
+    job = Job(
+        recipe=load(Recipe, recipe),
+        layout=Layout(**layout).resolved(),  # type: ignore[arg-type]
+        model=str(model),
+        data=parse_data(data),
+        split=parse_split(split),
+        output=str(output),
+        config_files=[str(recipe), *config_files],
+    )
+    preflight(job)
+    require_card(model)
+    if dry_run:
+        return
+    place = Place(node_rank=node_rank, master=master, threads=threads or len(os.sched_getaffinity(0)))
+    ctx.exit(launch(job.write(), output, job.layout, place, ctx.meta[LOG_FILE], wait))

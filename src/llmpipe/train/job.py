@@ -1,0 +1,79 @@
+"""What one training is given: the file RUN/job.json that the launcher writes and every rank reads."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from llmpipe.checkpoint import manifest
+from llmpipe.config import Recipe, build
+from llmpipe.errors import UserError
+from llmpipe.files import sha256, write_json
+from llmpipe.layout import Layout
+
+# Keys of a recipe that do not change what a step computes: a run may go on under other values of them.
+CONTINUABLE = ("steps", "save_every", "recompute")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One training: which model on which data by which recipe, in which layout, into which run folder."""
+
+    recipe: Recipe
+    layout: Layout
+    """Resolved."""
+    model: str
+    """A directory of rank files or a checkpoint."""
+    data: dict[str, float]
+    """Dataset prefix: weight in the blend."""
+    split: list[float]
+    output: str
+    """The run folder."""
+    config_files: list[str] = field(default_factory=list)
+    """The files that this was read from, for the record."""
+
+    @property
+    def run(self) -> Path:
+        return Path(self.output)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where this training's checkpoints stand: other inputs have a folder of their own (design decision 14)."""
+        return self.run / "checkpoints" / self.digest()[:16]
+
+    def model_digest(self) -> str:
+        """The model's identity: for rank files that of the checkpoint they were cut from, whatever the layout."""
+        made = manifest.read(Path(self.model))
+        return made.source.get("checkpoint", made.digest)
+
+    def data_digests(self) -> dict[str, str]:
+        """The identity of each dataset, by prefix."""
+        return {prefix: dataset_digest(prefix) for prefix in self.data}
+
+    def digest(self) -> str:
+        """The hash of model, data and recipe, without steps, layout, logging and evaluation keys."""
+        recipe = {key: value for key, value in asdict(self.recipe).items() if key not in CONTINUABLE}
+        digests = self.data_digests()
+        data = [[digests[prefix], weight] for prefix, weight in self.data.items()]
+        content = json.dumps([self.model_digest(), data, self.split, recipe], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def write(self) -> Path:
+        """Write RUN/job.json."""
+        path = self.run / "job.json"
+        write_json(path, asdict(self))
+        return path
+
+
+def read_job(path: Path) -> Job:
+    """The job that a launcher wrote."""
+    return build(Job, json.loads(path.read_text()), "")
+
+
+def dataset_digest(prefix: str) -> str:
+    """A dataset's identity: the SHA-256 of its manifest, which has those of its files, else of its index."""
+    for suffix in (".manifest.json", ".idx"):
+        path = Path(prefix + suffix)
+        if path.is_file():
+            return sha256(path)
+    raise UserError(f"{prefix}.idx is missing: --data takes the prefix of a dataset that `llmpipe tokenize` made")

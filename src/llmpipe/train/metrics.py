@@ -1,0 +1,116 @@
+"""What each step tells: one JSON line in RUN/live.jsonl, which becomes metrics.jsonl when the run has ended.
+
+    {"step": 1, "loss": 6.9, "lr": 1e-4, "grad_norm": 0.8, "tokens": 2048, "tokens_per_second": 31000.0,
+     "mfu": 0.41, "memory_bytes": 1234, "seconds": 0.07}
+
+`tokens` counts from the run's start, `memory_bytes` is the peak of the fullest rank, `mfu` the model's arithmetic per
+second over the devices' peak.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from llmpipe.families import FAMILIES, Shape
+from llmpipe.files import write_text
+from llmpipe.parallel.groups import Groups
+from llmpipe.progress import Progress
+from llmpipe.train.job import Job
+
+# Dense bf16 peaks in FLOP/s, from the vendors' data sheets.
+PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A40": 150e12}
+
+
+def flops_per_token(shape: Shape, seq_len: int) -> float:
+    """Forward and backward arithmetic of one token: 6 · matrix parameters + 6 · layers · heads · head_dim · seq_len.
+
+    The second term is causal attention's (half of the full square); recomputation does not count.
+    """
+    keys = FAMILIES[shape.family].keys(shape)
+    matrices = {key: row for key, row in keys.items() if len(row.dims) == 2 and key != "embedding.weight"}
+    parameters = sum(row.shape(shape)[0] * row.shape(shape)[1] for row in matrices.values())
+    return 6.0 * parameters + 6.0 * shape.num_layers * shape.num_heads * shape.head_dim * seq_len
+
+
+def peak_flops(device: torch.device) -> float:
+    """A device's peak in FLOP/s: a known GPU's from its data sheet, else what a matrix product reaches here and now."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, peak in PEAKS.items():
+            if known in name:
+                return peak
+    size, best = 768, float("inf")
+    a = torch.randn(size, size, device=device)
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def memory_bytes(device: torch.device) -> int:
+    """This process's peak: of the GPU's allocator, or of resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+class MetricsFile:
+    """RUN/live.jsonl, one line a step; every step stands in it once, whatever happened."""
+
+    def __init__(self, path: Path, resumed_step: int):
+        self.path = path
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_step]
+        write_text(path, "".join(kept))
+
+    def write(self, **values: float) -> None:
+        """Append one step's line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def sync(self) -> None:
+        """Force the lines to the disk, before a checkpoint is published that counts on them."""
+        with self.path.open("a") as file:
+            os.fsync(file.fileno())
+
+
+class Recorder:
+    """Rank 0's metrics: the file, the bar, a line in the log now and then."""
+
+    def __init__(self, job: Job, shape: Shape, groups: Groups, first_step: int):
+        recipe, self.world_size = job.recipe, job.layout.processes
+        self.tokens_per_step = recipe.global_batch * recipe.seq_len
+        self.flops_per_token = flops_per_token(shape, recipe.seq_len)
+        self.peak = peak_flops(groups.device)
+        self.file = MetricsFile(job.run / "live.jsonl", first_step)
+        self.bar = Progress("finetune", recipe.steps, "steps")
+        self.bar.add(first_step)
+
+    def add(self, step: int, loss: float, lr: float, grad_norm: float, memory: int, seconds: float) -> None:
+        """One step's line."""
+        rate = self.tokens_per_step / seconds
+        self.file.write(
+            step=step,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens=step * self.tokens_per_step,
+            tokens_per_second=round(rate, 1),
+            mfu=round(rate * self.flops_per_token / (self.peak * self.world_size), 4),
+            memory_bytes=memory,
+            seconds=round(seconds, 6),
+        )
+        self.bar.add(1, f"loss {loss:.4f}, {rate:,.0f} tokens/s")
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file that a kill may have cut."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("}\n")]

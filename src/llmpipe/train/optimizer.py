@@ -1,0 +1,99 @@
+"""AdamW on each rank's own shards, and the gradient's norm over all of them.
+
+Loshchilov and Hutter 2019. FSDP2 keeps a parameter as a DTensor over dp; its local tensor is what is optimized.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from llmpipe.config import Recipe
+from llmpipe.families import Shape
+from llmpipe.model.load import table_row
+from llmpipe.parallel.groups import Groups
+
+
+class Optimizer:
+    """Steps AdamW; `parameters` maps our names to this rank's local tensors, which share the model's storage."""
+
+    def __init__(self, model: nn.Module, shape: Shape, recipe: Recipe, groups: Groups):
+        self.model, self.shape, self.groups, self.max_norm = model, shape, groups, recipe.clip
+        self.fused = groups.device.type == "cuda"
+        self.parameters = {key: nn.Parameter(local(p.detach())) for key, p in model.named_parameters()}
+        decayed = [p for key, p in self.parameters.items() if len(table_row(shape, key).dims) > 1]
+        plain = [p for key, p in self.parameters.items() if len(table_row(shape, key).dims) == 1]
+        self.adamw = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=recipe.lr,
+            betas=(recipe.betas[0], recipe.betas[1]),
+            eps=recipe.eps,
+            fused=self.fused,
+        )
+
+    @torch.no_grad()
+    def reduce_and_clip(self) -> float:
+        """Take over the gradients, sum those that tp ranks hold parts of, clip; returns the norm before clipping."""
+        for key, parameter in self.model.named_parameters():
+            self.parameters[key].grad = local(parameter.grad)
+            parameter.grad = None
+        self._sum_over_tp()
+        norm = self._norm()
+        scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for parameter in self.parameters.values():
+            assert parameter.grad is not None
+            parameter.grad.mul_(scale)
+        return norm.item()
+
+    def step(self, lr: float) -> None:
+        """One AdamW step at this learning rate; the gradients are gone afterwards."""
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        self.adamw.zero_grad()
+
+    def copies(self, key: str) -> int:
+        """How many tp ranks hold the same values of a parameter: all of a norm, some of a KV head."""
+        row, tp = table_row(self.shape, key), self.groups.layout.tp
+        if row.shard_dim is None:
+            return tp
+        return max(1, tp // self.shape.num_kv_heads) if row.dims[row.shard_dim] == "kv" else 1
+
+    def _sum_over_tp(self) -> None:
+        """Each tp rank has the gradient of its own tokens, or query heads, alone: one flat all-reduce for all."""
+        if self.groups.layout.tp == 1:
+            return
+        shared = [key for key in self.parameters if self.copies(key) > 1]
+        slots = [self._slots(key) for key in shared]
+        flat = torch.cat([slot.flatten() for slot in slots])
+        dist.all_reduce(flat, group=self.groups.tp.group)
+        for key, slot in zip(shared, flat.split([slot.numel() for slot in slots]), strict=True):
+            grad = self.parameters[key].grad
+            assert grad is not None
+            grad.copy_(slot.view(-1, *grad.shape)[self._slot(key)])
+
+    def _slots(self, key: str) -> torch.Tensor:
+        """(different values, *grad): this rank's gradient in the slot of the value that it holds, zeros elsewhere."""
+        grad = self.parameters[key].grad
+        assert grad is not None
+        slots = grad.new_zeros(self.groups.layout.tp // self.copies(key), *grad.shape)
+        slots[self._slot(key)] = grad
+        return slots
+
+    def _slot(self, key: str) -> int:
+        return self.groups.at.tp // self.copies(key)
+
+    def _norm(self) -> torch.Tensor:
+        """The norm over all ranks' shards; what several tp ranks hold counts once."""
+        total = torch.zeros((), device=self.groups.device)
+        for key, parameter in self.parameters.items():
+            assert parameter.grad is not None
+            total += parameter.grad.square().sum() / self.copies(key)
+        dist.all_reduce(total)
+        return total.sqrt()
+
+
+def local(tensor: torch.Tensor | None) -> torch.Tensor:
+    """This rank's shard of a parameter or gradient."""
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,41 @@
+"""What is checked before any process is started: a training that cannot work is refused at once, saying what would."""
+
+import logging
+from pathlib import Path
+
+from llmpipe.checkpoint.source import open_source
+from llmpipe.data.loader import check_batch, check_tokenizer, check_vocab
+from llmpipe.errors import UserError
+from llmpipe.train.job import Job
+
+log = logging.getLogger(__name__)
+
+
+def preflight(job: Job) -> None:
+    """UserError for a job that cannot work; logs the batch's arithmetic as one sentence."""
+    recipe, layout = job.recipe, job.layout
+    shape = open_source(Path(job.model)).shape
+    shape.check_split(layout.tp, layout.pp)
+    check_batch(recipe.global_batch, layout.micro_batch, layout.dp)
+    num_micro_batches = recipe.global_batch // (layout.micro_batch * layout.dp)
+    if num_micro_batches < layout.pp:
+        raise UserError(
+            f"a global batch of {recipe.global_batch} gives each pipeline {num_micro_batches} micro-batches of"
+            f" {layout.micro_batch}, fewer than its {layout.pp} stages: raise global_batch,"
+            " or lower micro_batch, dp or pp"
+        )
+    if (layout.micro_batch * recipe.seq_len) % layout.tp:
+        raise UserError(
+            f"tp {layout.tp} does not divide micro_batch x seq_len = {layout.micro_batch} x {recipe.seq_len}"
+        )
+    if recipe.seq_len > shape.max_positions:
+        raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {shape.max_positions} positions")
+    for prefix in job.data:
+        check_tokenizer(Path(prefix), Path(job.model))
+        check_vocab(Path(prefix), shape.vocab)
+    log.info(
+        "%s steps of %s sequences x %s tokens = %s tokens;"
+        " %s processes = tp %s x pp %s x dp %s, each with %s micro-batches of %s",
+        recipe.steps, recipe.global_batch, recipe.seq_len, recipe.steps * recipe.global_batch * recipe.seq_len,
+        layout.processes, layout.tp, layout.pp, layout.dp, num_micro_batches, layout.micro_batch,
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""What a finished run leaves: weights/, metrics.jsonl and run.json, in this order, each whole or not there."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+import llmpipe
+from llmpipe.checkpoint import manifest, rank_files
+from llmpipe.families import Shape
+from llmpipe.files import atomic_file, fsync_directory, write_json
+from llmpipe.parallel.groups import Groups
+from llmpipe.train.job import Job
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def publish(job: Job, model: nn.Module, shape: Shape, groups: Groups, summary: dict[str, float]) -> None:
+    """Publish the run; all ranks call it together."""
+    digest = _publish_weights(job, model, groups)
+    if dist.get_rank() == 0:
+        with atomic_file(job.run / "metrics.jsonl") as file:
+            file.write((job.run / "live.jsonl").read_bytes())
+        write_json(job.run / "run.json", _record(job, shape, digest, summary))
+    dist.barrier()
+
+
+def _publish_weights(job: Job, model: nn.Module, groups: Groups) -> str:
+    """Each rank of dp 0 writes its rank file into one folder, named when all have; returns the digest."""
+    part, final, layout = job.run / ".weights.part", job.run / "weights", groups.layout
+    if dist.get_rank() == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+    dist.barrier()
+    dtype = DTYPES[job.recipe.precision]
+    tensors = {key: _whole(parameter).to(dtype) for key, parameter in model.named_parameters()}
+    written: tuple[str, str] | None = None
+    metadata = {"checkpoint": job.model_digest()}
+    if groups.at.dp == 0:
+        at = groups.at
+        sha256 = rank_files.write_rank(part, layout.tp, layout.pp, at.tp, at.pp, tensors, metadata)
+        written = rank_files.file_name(at.tp, at.pp), sha256
+    hashes: list[tuple[str, str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(hashes, written)
+    if dist.get_rank() == 0:
+        source = {"checkpoint": job.model_digest(), "job": job.digest(), "tp": layout.tp, "pp": layout.pp}
+        rank_files.finish(part, Path(job.model), "weights", source, dict(pair for pair in hashes if pair))
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+        fsync_directory(job.run)
+    dist.barrier()
+    return manifest.read(final).digest
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter gathered over dp: this tp rank's slice."""
+    parameter = parameter.detach()
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _record(job: Job, shape: Shape, digest: str, summary: dict[str, float]) -> dict[str, object]:
+    """run.json: what was run, on what, hashes, why it ended."""
+    digests = job.data_digests()
+    return {
+        "name": job.run.name,
+        "exit_reason": "finished",
+        "recipe": asdict(job.recipe),
+        "layout": asdict(job.layout),
+        "split": job.split,
+        "data": [{"prefix": key, "weight": weight, "digest": digests[key]} for key, weight in job.data.items()],
+        "model": {"path": job.model, "checkpoint_digest": job.model_digest()},
+        "weights_digest": digest,
+        "job_digest": job.digest(),
+        **summary,
+        "shape": asdict(shape),
+        "config_files": job.config_files,
+        "llmpipe": llmpipe.__version__,
+        "torch": torch.__version__,
+    }

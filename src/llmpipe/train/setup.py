@@ -1,0 +1,82 @@
+"""What a rank needs before the first step: its groups, its part of the model, its optimizer, its data."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.pipelining import Schedule1F1B
+
+from llmpipe.checkpoint.source import open_source
+from llmpipe.data.loader import Loader, open_blend
+from llmpipe.model.decoder import Decoder
+from llmpipe.model.load import fill
+from llmpipe.parallel.groups import Groups, make_groups
+from llmpipe.parallel.pipeline import make_schedule
+from llmpipe.train.job import Job
+from llmpipe.train.optimizer import Optimizer
+from llmpipe.train.publish import DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """What one rank trains with; made by `prepare`."""
+
+    job: Job
+    groups: Groups
+    model: Decoder
+    schedule: Schedule1F1B | None
+    optimizer: Optimizer
+    loader: Loader
+
+
+def prepare(job: Job) -> Trainer:
+    """Everything that a rank needs before the first step: groups, its part of the model, optimizer, data."""
+    recipe, layout = job.recipe, job.layout
+    groups = make_groups(layout, rank_device(layout.device))
+    source = open_source(Path(job.model))
+    shape = source.shape
+    with torch.device("meta"):
+        model = Decoder(shape, groups.tp, layout.pp, groups.at.pp, recompute=recipe.recompute == "full")
+    shard_over_dp(model, groups, recipe.precision)
+    model.to_empty(device=groups.device)
+    fill(model, source, groups.tp, layout.dp, groups.at.dp)
+    loader = Loader(
+        open_blend(job.data, job.split, "train", recipe.seq_len, recipe.steps * recipe.global_batch, recipe.seed),
+        seq_len=recipe.seq_len,
+        global_batch=recipe.global_batch,
+        micro_batch=layout.micro_batch,
+        dp=layout.dp,
+        dp_rank=groups.at.dp,
+        isolate_documents=recipe.isolate_documents,
+    )
+    num_micro_batches = recipe.global_batch // (layout.dp * layout.micro_batch)
+    num_tokens = layout.micro_batch * recipe.seq_len
+    schedule = make_schedule(model, groups, num_micro_batches, num_tokens, shape.hidden, DTYPES[recipe.precision])
+    return Trainer(job, groups, model, schedule, Optimizer(model, shape, recipe, groups), loader)
+
+
+def rank_device(kind: str) -> torch.device:
+    """This rank's device; a GPU by its local rank."""
+    if kind == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def shard_over_dp(model: Decoder, groups: Groups, precision: str) -> None:
+    """FSDP2 over dp: each rank keeps a chunk of every parameter in fp32 and computes in `precision`.
+
+    Gradients are summed, not averaged, in fp32: the loss is already divided by the global batch's weight.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=DTYPES[precision], reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # With several stages a layer's weights are needed again at once, by the next micro-batch.
+    reshard = groups.layout.pp == 1
+    for layer in model.layers.values():
+        fully_shard(layer, mesh=groups.mesh["dp"], mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=groups.mesh["dp"], mp_policy=policy, reshard_after_forward=reshard)
+    for module in (*model.layers.values(), model):
+        module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
