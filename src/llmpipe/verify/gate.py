@@ -1,0 +1,112 @@
+"""The gate: run every check that a directory calls for, write the card, fail loudly."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmpipe.checkpoint import manifest
+from llmpipe.errors import UserError
+from llmpipe.verify.card import Findings, at_most, default_output, make_card, write_card
+from llmpipe.verify.compare import LOGIT_LIMIT, numeric_checks, probe, stream
+from llmpipe.verify.hf import HfModel
+from llmpipe.verify.inventory import hyper_parameter_checks, inventory_checks, lossy, storage_type
+from llmpipe.verify.meta import MetaModel
+from llmpipe.verify.ours import OurModel
+from llmpipe.verify.rank_files import is_rank_files, rank_file_checks
+from llmpipe.verify.tokenizer import tokenizer_checks
+
+log = logging.getLogger(__name__)
+
+
+def verify(subject: Path, reference: Path, output: Path | None = None) -> dict[str, Any]:
+    """Compare a checkpoint with its source, or rank files with their checkpoint; write the card; UserError if it fails.
+
+    The error names the first layer or tensor that differs, and the checks that failed.
+    """
+    output = output or default_output(subject)
+    made = manifest.read(subject)
+    checks, first = _intact(subject, reference)
+    if not first:
+        compare = rank_file_checks if is_rank_files(subject) else checkpoint_checks
+        checks, first = compare(subject, reference)
+    described = {"path": str(subject), "kind": made.kind, "digest": made.digest}
+    card = make_card(described, _describe(reference), checks, first)
+    path = write_card(card, output)
+    if card["verdict"] == "fail":
+        raise UserError(_failure(card, path))
+    log.info("verify: %s passes %d checks against %s, see %s", subject, len(checks), reference, path.with_suffix(".md"))
+    return card
+
+
+def checkpoint_checks(subject: Path, reference: Path) -> Findings:
+    """Every check of a checkpoint against its source, and the first difference: a layer, a tensor or a setting."""
+    candidate, source = HfModel(subject), open_reference(reference)
+    stored = storage_type(candidate)
+    if lossy(storage_type(source), stored):
+        source = open_reference(reference, stored)
+    inventory, tensor = inventory_checks(source, candidate)
+    hyper, parameter = hyper_parameter_checks(source, candidate)
+    vocab = candidate.config.vocab_size
+    tokenizer, text = tokenizer_checks(subject, reference, vocab)
+    numeric, layer = _forward(candidate, source, subject)
+    checks = [*numeric, *inventory, *hyper, *tokenizer]
+    failed = any(check.verdict == "fail" for check in checks)
+    return checks, (layer or tensor or parameter or text) if failed else None
+
+
+def _forward(candidate: HfModel, source: MetaModel | HfModel, subject: Path) -> Findings:
+    """Both forwards on the probe; transformers is not compared with itself: a source of its own meets our decoder."""
+    vocab = int(min(side.hyper_parameters()["vocabulary"] for side in (source, candidate)))
+    tokens, positions = probe(vocab, candidate.max_positions)
+    try:
+        runner = OurModel(subject) if isinstance(source, HfModel) else candidate
+    except UserError as error:  # a tensor missing or left over
+        return [at_most("largest logit difference", None, LOGIT_LIMIT, str(error))], None
+    trace = stream(source, runner, tokens, positions)
+    return numeric_checks(trace, tokens), trace.first_difference
+
+
+def open_reference(path: Path, rounded_to: torch.dtype | None = None) -> MetaModel | HfModel:
+    """The plain forward for a source's own format; UserError if it is in none that has one."""
+    if (path / "params.json").is_file():
+        return MetaModel(path, rounded_to)
+    if (path / "config.json").is_file():
+        return HfModel(path, rounded_to)
+    raise UserError(
+        f"{path} is no reference: expected Meta's params.json with consolidated.*.pth, or Hugging Face's"
+        " config.json with *.safetensors"
+    )
+
+
+def _intact(*directories: Path) -> Findings:
+    """Whether the files are those of the manifests: a card speaks of digests. A foreign source has no manifest."""
+    for directory in directories:
+        if not (directory / manifest.NAME).is_file():
+            continue
+        try:
+            manifest.check(directory)
+        except UserError as error:
+            return [at_most("files unlike the manifest", 1, 0, str(error))], str(error)
+    return [], None
+
+
+def _describe(reference: Path) -> dict[str, Any]:
+    finished = (reference / manifest.NAME).is_file()
+    kind = "Meta" if (reference / "params.json").is_file() else "Hugging Face"
+    return {"path": str(reference), "kind": kind, "digest": manifest.read(reference).digest if finished else None}
+
+
+def _failure(card: dict[str, Any], path: Path) -> str:
+    failed = ", ".join(_measured(check) for check in card["checks"] if check["verdict"] == "fail")
+    return (
+        f"{card['subject']['path']} differs from {card['reference']['path']}, first at {card['first_difference']}."
+        f" Failed: {failed}. Nothing may be trained from it; the whole card is {path.with_suffix('.md')}"
+    )
+
+
+def _measured(check: dict[str, Any]) -> str:
+    if check["value"] is None:
+        return f"{check['name']} (not measured)"
+    return check["name"] + ("" if check["limit"] is None else f" {check['value']:.3g} (limit {check['limit']:g})")

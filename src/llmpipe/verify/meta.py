@@ -1,0 +1,173 @@
+"""A plain forward in Meta's own convention, straight from `consolidated.*.pth` and `params.json`.
+
+It is one side of the gate (design decision 5), so it shares nothing with `convert`: its own names, its own rule to join
+the shards, rotary on interleaved pairs as complex numbers. Sources: the params.json and the shapes of the released
+files; Touvron et al. 2023 (arXiv:2302.13971, 2307.09288); Su et al. 2021 (arXiv:2104.09864).
+
+    B batch, T positions, C hidden, H query heads, K KV heads, D head size, F MLP rows, V vocabulary
+"""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from llmpipe.errors import UserError
+
+# The dimension that Meta's model-parallel shards split; None is a copy in each. Embeddings: see `_join`.
+_SPLIT = {
+    "attention.wq": 0,
+    "attention.wk": 0,
+    "attention.wv": 0,
+    "attention.wo": 1,
+    "feed_forward.w1": 0,
+    "feed_forward.w2": 1,
+    "feed_forward.w3": 0,
+    "attention_norm": None,
+    "ffn_norm": None,
+    "norm": None,
+    "output": 0,
+}
+_PARAMS = {
+    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
+    "rope_theta", "use_scaled_rope", "max_seq_len", "max_batch_size",
+}  # fmt: skip
+
+
+class MetaModel:
+    """Meta's files as a model that runs block by block in fp32; only one block is in memory at a time."""
+
+    kind = "Meta"
+
+    def __init__(self, path: Path, rounded_to: torch.dtype | None = None):
+        """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use."""
+        self.path, self.rounded_to = path, rounded_to
+        self.params = _params(path / "params.json")
+        self.shards = [_open(file) for file in sorted(path.glob("consolidated.*.pth"))]
+        if not self.shards:
+            raise UserError(f"{path} has params.json but no consolidated.*.pth: put Meta's weight files beside it")
+        self.num_layers: int = self.params["n_layers"]
+        self.hidden: int = self.params["dim"]
+        self.num_heads: int = self.params["n_heads"]
+        self.num_kv_heads: int = self.params.get("n_kv_heads") or self.num_heads
+        self.head_dim = self.hidden // self.num_heads
+        self.eps: float = self.params.get("norm_eps", 1e-5)
+        self.theta = float(self.params.get("rope_theta", 1e4))
+
+    def names(self) -> list[str]:
+        """Every parameter; the frequencies that old files carry follow from theta and are no parameter."""
+        return [name for name in self.shards[0] if name != "rope.freqs"]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One whole tensor in its stored type, the shards joined; UserError if a shard lacks it or copies differ."""
+        parts = []
+        for number, shard in enumerate(self.shards):
+            if name not in shard:
+                raise UserError(f"{self.path}/consolidated.{number:02d}.pth lacks {name}: the download is incomplete")
+            parts.append(shard[name])
+        return self._join(name, parts)
+
+    def hyper_parameters(self) -> dict[str, float]:
+        """What shapes the arithmetic, as these files say it."""
+        return {
+            "layers": self.num_layers,
+            "hidden size": self.hidden,
+            "query heads": self.num_heads,
+            "KV heads": self.num_kv_heads,
+            "head size": self.head_dim,
+            "MLP rows": self.read("layers.0.feed_forward.w1.weight").shape[0],
+            "vocabulary": self.read("tok_embeddings.weight").shape[0],
+            "norm eps": self.eps,
+            "rope theta": self.theta,
+        }
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, T) to hidden states (B, T, C)."""
+        return self._rounded(self.read("tok_embeddings.weight")[tokens])
+
+    def block(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """One layer on hidden states (B, T, C) at positions (B, T)."""
+        weight = {name: self._weight(f"layers.{layer}.{name}") for name in _SPLIT if name not in ("norm", "output")}
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        x = self._norm(hidden, weight["attention_norm"])
+        q = F.linear(x, weight["attention.wq"]).unflatten(-1, (heads, self.head_dim))  # (B, T, H, D)
+        k = F.linear(x, weight["attention.wk"]).unflatten(-1, (kv_heads, self.head_dim))  # (B, T, K, D)
+        v = F.linear(x, weight["attention.wv"]).unflatten(-1, (kv_heads, self.head_dim))
+        turns = self._turns(positions)
+        attended = _attend(_rotate(q, turns), _rotate(k, turns), v)  # (B, T, H, D)
+        hidden = hidden + F.linear(attended.flatten(-2), weight["attention.wo"])
+        x = self._norm(hidden, weight["ffn_norm"])
+        x = F.silu(F.linear(x, weight["feed_forward.w1"])) * F.linear(x, weight["feed_forward.w3"])  # (B, T, F)
+        return hidden + F.linear(x, weight["feed_forward.w2"])
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, T, C) to logits (B, T, V)."""
+        return F.linear(self._norm(hidden, self._weight("norm")), self._weight("output"))
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * weight
+
+    def _turns(self, positions: torch.Tensor) -> torch.Tensor:
+        """exp(i * position * frequency) of each pair: (B, T, 1, D / 2), complex."""
+        frequencies = 1.0 / self.theta ** (torch.arange(0, self.head_dim, 2).float() / self.head_dim)
+        angles = positions.float()[..., None, None] * frequencies
+        return torch.polar(torch.ones_like(angles), angles)
+
+    def _weight(self, name: str) -> torch.Tensor:
+        return self._rounded(self.read(f"{name}.weight"))
+
+    def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.to(self.rounded_to) if self.rounded_to else tensor).float()
+
+    def _join(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+        """The shards of one tensor as one; Llama 1 and 2 split embeddings by columns, Llama 3 by rows."""
+        kind = name.removesuffix(".weight")
+        kind = kind.split(".", 2)[2] if kind.startswith("layers.") else kind
+        if kind == "tok_embeddings":
+            dim = 0 if parts[0].shape[1] == self.params["dim"] else 1
+        elif kind in _SPLIT:
+            dim = _SPLIT[kind]
+        else:
+            raise UserError(f"{self.path}: {name} is no tensor of Meta's Llama: expected {', '.join(_SPLIT)}")
+        if dim is not None:
+            return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+        if any(not torch.equal(part, parts[0]) for part in parts):
+            raise UserError(
+                f"{self.path}: the copies of {name} in the shards differ: the files are of different models"
+            )
+        return parts[0]
+
+
+def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn each pair of neighbours (x[2i], x[2i + 1]) as one complex number: Meta's interleaved rotary."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())  # (B, T, H, D / 2)
+    return torch.view_as_real(pairs * turns).flatten(-2)  # (B, T, H, D)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention with grouped queries, written out: q (B, T, H, D), k and v (B, T, K, D)."""
+    group = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)  # (B, T, H, D)
+    scores = torch.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return torch.einsum("bhts,bshd->bthd", scores.masked_fill(future, float("-inf")).softmax(-1), v)
+
+
+def _params(path: Path) -> dict[str, Any]:
+    params = json.loads(path.read_text())
+    if unknown := sorted(set(params) - _PARAMS):
+        raise UserError(f"{path}: keys that the reference forward does not know: {', '.join(unknown)}")
+    if params.get("use_scaled_rope"):
+        raise UserError(f"{path}: use_scaled_rope: this version of llmpipe verifies without rope scaling only")
+    return params
+
+
+def _open(path: Path) -> dict[str, torch.Tensor]:
+    """One shard, mapped into memory, nothing but tensors unpickled."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read as a .pth of plain tensors: {error}") from error

@@ -1,0 +1,46 @@
+"""Our own decoder as a side of the comparison: the one that meets transformers where the source is Hugging Face's."""
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from llmpipe.checkpoint.source import open_source
+from llmpipe.model.attention import Packed
+from llmpipe.model.decoder import Layer
+from llmpipe.model.rope import rope_table
+from llmpipe.parallel.groups import TensorParallel
+
+
+class OurModel:
+    """A checkpoint or rank files run block by block in fp32 by the layers that train, one block in memory at a time."""
+
+    kind = "llmpipe"
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.source = open_source(path)
+        self.shape = self.source.shape
+        self.num_layers = self.shape.num_layers
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, T) to hidden states (B, T, C)."""
+        return self.source.read("embedding.weight")[tokens].float()
+
+    def block(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """One layer on hidden states (B, T, C) at positions (B, T)."""
+        with torch.device("meta"):
+            module = Layer(self.shape, TensorParallel())
+        names = {name: f"layers.{layer}.{name}" for name in module.state_dict()}
+        module.load_state_dict({name: self.source.read(key).float() for name, key in names.items()}, assign=True)
+        rows, length = positions.shape
+        packed = Packed(torch.arange(0, rows * length + 1, length, dtype=torch.int32))  # each row is a document
+        cos, sin = rope_table(positions.flatten(), self.shape.head_dim, self.shape.rope_theta)
+        return module(hidden.flatten(0, 1), cos, sin, packed).view_as(hidden)  # (B * T, C) within
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, T, C) to logits (B, T, V)."""
+        name = "embedding.weight" if self.shape.tie_embeddings else "head.weight"
+        norm = self.source.read("norm.weight").float()
+        hidden = F.rms_norm(hidden, hidden.shape[-1:], norm, self.shape.norm_eps)
+        return F.linear(hidden, self.source.read(name).float())

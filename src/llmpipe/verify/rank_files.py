@@ -1,0 +1,192 @@
+"""Rank files against the checkpoint they were cut from: bit for bit, then in their own processes.
+
+The rule of the layout is written here a second time, from its description and in the checkpoint's names, so that a
+mistake in the family's table or its slices is not on both sides:
+
+- q, k, v, gate and up are cut by rows, o and down by columns, in tp equal parts; norms are whole in every file
+- with fewer KV heads than tp, neighbouring ranks hold the same head of k and v
+- embedding and head are cut by the vocabulary's true rows in parts of ceil(rows / tp), the last one shorter
+- stage p of pp holds layers p * layers / pp onwards; embedding on the first, final norm and head on the last
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from llmpipe.checkpoint import manifest
+from llmpipe.errors import UserError
+from llmpipe.inference.forward import rank_logits
+from llmpipe.progress import progress
+from llmpipe.verify.card import Check, Findings, at_most
+from llmpipe.verify.compare import Trace, numeric_checks, probe, run, stream
+from llmpipe.verify.hf import HfModel
+from llmpipe.verify.memory import available_bytes
+from llmpipe.verify.ours import OurModel
+
+_LAYER = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "attention.q",
+    "self_attn.k_proj": "attention.k",
+    "self_attn.v_proj": "attention.v",
+    "self_attn.o_proj": "attention.o",
+    "post_attention_layernorm": "mlp_norm",
+    "mlp.gate_proj": "mlp.gate",
+    "mlp.up_proj": "mlp.up",
+    "mlp.down_proj": "mlp.down",
+}
+_OUTSIDE = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "head"}
+_BY_COLUMNS = ("attention.o", "mlp.down")
+
+
+def is_rank_files(path: Path) -> bool:
+    """Whether a directory holds rank files."""
+    return (path / "tp0-pp0.safetensors").is_file()
+
+
+def rank_file_checks(subject: Path, reference: Path) -> Findings:
+    """Every check of rank files against their checkpoint, and the first tensor or layer that differs."""
+    if not (reference / "config.json").is_file() or is_rank_files(reference):
+        raise UserError(f"{reference} is no checkpoint: rank files are compared with the checkpoint they were cut from")
+    checkpoint = HfModel(reference)
+    checks, first = _origin(subject, reference)
+    same, different = bit_checks(subject, checkpoint)
+    checks += same
+    if different or first:
+        not_run = Check("forward in ranks", None, None, "not run", "the bytes differ, so it would say nothing")
+        return [*checks, not_run], different or first
+    more, where = forward_checks(subject, checkpoint)
+    return checks + more, where
+
+
+def bit_checks(subject: Path, checkpoint: HfModel) -> Findings:
+    """Every byte of the checkpoint is in its place in every file that holds it, and nothing else is there."""
+    files = {path.stem: safe_open(path, framework="pt") for path in sorted(subject.glob("*.safetensors"))}
+    tp, pp = _layout(subject)
+    wrong = [f"{name}.safetensors is not of tp {tp} x pp {pp}" for name in files.keys() - _names(tp, pp)]
+    wrong += [f"{name}.safetensors is missing" for name in sorted(_names(tp, pp) - files.keys())]
+    left = {(name, key) for name, file in files.items() for key in file.offset_keys()}
+    different, compared = [], 0
+    with progress("compare", len(checkpoint.names()), "tensors") as shown:
+        for name in checkpoint.names():
+            whole, kind, layer = checkpoint.read(name), *_kind(name)
+            stage = _stage(kind, layer, pp, checkpoint.num_layers)
+            for rank in range(tp):
+                file, key = f"tp{rank}-pp{stage}", _key(kind, layer)
+                if file in files and (file, key) in left:
+                    left.remove((file, key))
+                    part = held(whole, kind, tp, rank, checkpoint.config.num_key_value_heads)
+                    stored = files[file].get_tensor(key)
+                    compared += stored.nbytes
+                    different += _unequal(f"{key} in {file}.safetensors", stored, part)
+                elif not (kind == "head" and checkpoint.config.tie_word_embeddings):
+                    wrong.append(f"{key} is missing in {file}.safetensors")
+            shown.add(1, name)
+    wrong += [f"{key} in {file}.safetensors is in no place of the checkpoint" for file, key in sorted(left)]
+    equal = f"{compared:,} bytes in {tp * pp} files, cut anew from {len(checkpoint.names())} tensors"
+    return [
+        at_most(
+            "tensors missing or left over", len(wrong), 0, "; ".join(wrong[:4]) or "each in its file, and no other"
+        ),
+        at_most("slices not bit-equal", len(different), 0, "; ".join(different[:4]) or equal),
+    ], next(iter(wrong + different), None)
+
+
+def held(whole: torch.Tensor, kind: str, tp: int, rank: int, num_kv_heads: int) -> torch.Tensor:
+    """The part of a checkpoint's tensor that a tp rank holds, by the rule above."""
+    if kind in ("norm", "attention_norm", "mlp_norm"):
+        return whole
+    if kind in ("attention.k", "attention.v") and num_kv_heads < tp:
+        return whole.unflatten(0, (num_kv_heads, -1))[rank // (tp // num_kv_heads)]
+    dim = 1 if kind in _BY_COLUMNS else 0
+    each = (whole.shape[dim] + tp - 1) // tp
+    start = min(rank * each, whole.shape[dim])
+    return whole.narrow(dim, start, min(each, whole.shape[dim] - start))
+
+
+def forward_checks(subject: Path, checkpoint: HfModel) -> Findings:
+    """The sharded model in its tp x pp processes against transformers on the checkpoint, where it fits in memory."""
+    tp, pp = _layout(subject)
+    needed = int(1.3 * 4 * sum(checkpoint.read(name).numel() for name in checkpoint.names()))
+    if needed > available_bytes():
+        detail = (
+            f"{needed >> 30} GiB are needed in fp32, {available_bytes() >> 30} GiB are free; the slices are bit-equal"
+        )
+        return [Check("forward in ranks", None, None, "not run", detail)], None
+    tokens, _ = probe(checkpoint.config.vocab_size, checkpoint.max_positions)
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    trace = Trace(logits=(run(checkpoint, tokens, positions), rank_logits(subject, tokens, tp, pp)))
+    checks = numeric_checks(trace, tokens)
+    if all(check.verdict == "pass" for check in checks):
+        return checks, None
+    alone = stream(checkpoint, OurModel(subject), tokens, positions).first_difference
+    return checks, alone or f"the forward in {tp} x {pp} ranks; in one process the same model agrees"
+
+
+def _origin(subject: Path, reference: Path) -> Findings:
+    """Whether the headers and the manifest name this checkpoint, and the files beside the weights are its own."""
+    made, origin = manifest.read(subject), manifest.read(reference)
+    wrong = [
+        path.name for path in sorted(subject.glob("*.safetensors")) if _header(path).get("checkpoint") != origin.digest
+    ]
+    wrong += ["manifest.json"] if made.source.get("checkpoint") != origin.digest else []
+    detail = f"{', '.join(wrong[:4])} name another checkpoint" if wrong else f"all name {origin.digest[:12]}"
+    beside = {name: entry for name, entry in origin.files.items() if ".safetensors" not in name}
+    other = [name for name, entry in beside.items() if made.files.get(name, {}).get("sha256") != entry["sha256"]]
+    checks = [
+        at_most("files of another checkpoint", len(wrong), 0, detail),
+        at_most(
+            "files beside the weights that differ", len(other), 0, ", ".join(other) or f"{', '.join(beside)} are equal"
+        ),
+    ]
+    return checks, next((f"{check.name}: {check.detail}" for check in checks if check.verdict == "fail"), None)
+
+
+def _unequal(name: str, stored: torch.Tensor, part: torch.Tensor) -> list[str]:
+    """A sentence if two tensors are not the same bytes: equal floats may have other bits, and NaN equals nothing."""
+    if stored.dtype != part.dtype or stored.shape != part.shape:
+        return [f"{name} is {stored.dtype} {list(stored.shape)}, not {part.dtype} {list(part.shape)}"]
+    bits = [x.contiguous().view(torch.uint8).view(*x.shape, x.element_size()) for x in (stored, part)]
+    unequal = (bits[0] != bits[1]).any(-1)
+    if not unequal.any():
+        return []
+    return [
+        f"{name} differs in {int(unequal.sum())} of {stored.numel()} elements, first at {unequal.nonzero()[0].tolist()}"
+    ]
+
+
+def _kind(name: str) -> tuple[str, int | None]:
+    """What a checkpoint's tensor is, in our words, and its layer."""
+    base = name.removesuffix(".weight")
+    if base in _OUTSIDE:
+        return _OUTSIDE[base], None
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", base)
+    if not match or match[2] not in _LAYER:
+        raise UserError(f"{name} is no tensor of a Llama checkpoint: rank files cannot hold it")
+    return _LAYER[match[2]], int(match[1])
+
+
+def _key(kind: str, layer: int | None) -> str:
+    return f"{kind}.weight" if layer is None else f"layers.{layer}.{kind}.weight"
+
+
+def _stage(kind: str, layer: int | None, pp: int, num_layers: int) -> int:
+    if layer is None:
+        return 0 if kind == "embedding" else pp - 1
+    return layer // (num_layers // pp)
+
+
+def _names(tp: int, pp: int) -> set[str]:
+    return {f"tp{t}-pp{p}" for t in range(tp) for p in range(pp)}
+
+
+def _layout(subject: Path) -> tuple[int, int]:
+    header = _header(subject / "tp0-pp0.safetensors")
+    return int(header["tp"]), int(header["pp"])
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
