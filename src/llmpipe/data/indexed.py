@@ -1,0 +1,244 @@
+"""Datasets on disk: PREFIX.bin and PREFIX.idx, Megatron's mmap format, byte for byte.
+
+- All numbers are little-endian.
+- PREFIX.bin is the tokens of all sequences, one after the other, without a header.
+- PREFIX.idx starts with 9 bytes `MMIDIDX\\0\\0`, a uint64 version (1) and a uint8 type code of the tokens:
+  1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16.
+- Then a uint64 with the number of sequences, and one with the length of the document index (documents + 1).
+- Then int32 per sequence, its size in tokens; int64 per sequence, the byte of the .bin at which it starts;
+  int64 per entry of the document index, the sequence at which a document starts; first 0, last the number of sequences.
+- Nothing follows. Megatron's multimodal files add a byte per sequence: they are refused.
+- llmpipe writes one sequence per document, and uint16 where the vocabulary has fewer than 65,500 tokens, else int32.
+- Beside them stands PREFIX.manifest.json, see `llmpipe.data.manifest`; Megatron's own datasets have none.
+"""
+
+import logging
+import os
+import shutil
+import struct
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmpipe import helpers
+from llmpipe.data import manifest
+from llmpipe.data.manifest import bin_path, idx_path, manifest_path
+from llmpipe.errors import UserError
+from llmpipe.files import CHUNK_BYTES, aside, fsync_directory
+from llmpipe.progress import Progress, progress
+
+MAGIC = b"MMIDIDX\0\0"
+HEADER = struct.Struct("<9sQBQQ")
+VERSION = 1
+DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+UINT16_BELOW = 65_500
+
+log = logging.getLogger(__name__)
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """How the tokens of a vocabulary of this size are stored."""
+    return np.dtype(np.uint16 if vocab_size < UINT16_BELOW else np.int32)
+
+
+class Writer:
+    """Streams sequences into PREFIX.bin and PREFIX.idx, which take their names together when the block ends well.
+
+    Memory does not grow with the dataset.
+    """
+
+    def __init__(self, prefix: Path, dtype: np.dtype[Any]):
+        self.prefix, self.dtype = prefix, np.dtype(dtype)
+        self.num_sequences = self.num_documents = self.num_tokens = 0
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._paths = [bin_path(prefix), idx_path(prefix)]
+        self._bin, self._idx = (aside(path).open("w+b") for path in self._paths)
+        self._idx.write(bytes(HEADER.size))  # the counts are known at the end
+        self._documents = tempfile.TemporaryFile(dir=prefix.parent)  # noqa: SIM115
+        self._documents.write(np.int64(0).tobytes())
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def add(self, tokens: NDArray[Any], sizes: NDArray[Any], document_ends: NDArray[Any] | None = None) -> None:
+        """Add whole documents: their tokens laid end to end, and the size of each of their sequences.
+
+        `document_ends` counts sequences from the first of these; left out, every sequence is a document.
+        """
+        assert tokens.size == sizes.sum(), (tokens.size, sizes.sum())
+        if document_ends is None:
+            document_ends = np.arange(1, len(sizes) + 1)
+        self._bin.write(np.ascontiguousarray(tokens, self.dtype).data)
+        self._idx.write(sizes.astype("<i4").data)
+        self._documents.write((document_ends + self.num_sequences).astype("<i8").data)
+        self.num_sequences += len(sizes)
+        self.num_documents += len(document_ends)
+        self.num_tokens += tokens.size
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._finish_index()
+                self._publish()
+        finally:
+            for file in (self._bin, self._idx, self._documents):
+                file.close()
+            for path in self._paths:
+                aside(path).unlink(missing_ok=True)
+
+    def _finish_index(self) -> None:
+        """Append the pointers, chunk by chunk from the sizes, and the document index; fill in the header."""
+        start = 0
+        for first in range(0, self.num_sequences, CHUNK_BYTES):
+            count = min(CHUNK_BYTES, self.num_sequences - first)
+            self._idx.seek(HEADER.size + 4 * first)
+            sizes = np.frombuffer(self._idx.read(4 * count), "<i4")
+            self._idx.seek(HEADER.size + 4 * self.num_sequences + 8 * first)
+            self._idx.write(helpers.byte_pointers(sizes, self.dtype.itemsize, start).data)
+            start += int(sizes.sum(dtype=np.int64)) * self.dtype.itemsize
+        self._idx.seek(0, os.SEEK_END)
+        self._documents.seek(0)
+        shutil.copyfileobj(self._documents, self._idx, CHUNK_BYTES)
+        self._idx.seek(0)
+        self._idx.write(HEADER.pack(MAGIC, VERSION, CODES[self.dtype], self.num_sequences, self.num_documents + 1))
+
+    def _publish(self) -> None:
+        """Both files under their names; between the renames there is no .idx, so nothing looks finished."""
+        for file in (self._bin, self._idx):
+            file.flush()
+            os.fsync(file.fileno())
+        manifest_path(self.prefix).unlink(missing_ok=True)
+        self._paths[1].unlink(missing_ok=True)
+        for path in self._paths:
+            aside(path).replace(path)
+        fsync_directory(self.prefix.parent)
+
+
+class Reader:
+    """A dataset mapped into memory; UserError, naming what is wrong, if its two files do not fit together."""
+
+    def __init__(self, prefix: Path):
+        self.prefix = prefix
+        for path in (bin_path(prefix), idx_path(prefix)):
+            if not path.is_file():
+                raise UserError(f"{path} is missing: {prefix} is not a finished dataset; llmpipe tokenize makes one")
+        self.dtype, self.sizes, pointers, self.documents = _read_index(idx_path(prefix))
+        bin_bytes = bin_path(prefix).stat().st_size
+        try:
+            helpers.check_index(self.sizes, pointers, self.documents, self.dtype.itemsize, bin_bytes)
+        except ValueError as error:
+            where = f"{idx_path(prefix)} does not fit {bin_path(prefix)}"
+            raise UserError(f"{where}: {error}; tokenize the corpus again") from error
+        # an empty file cannot be mapped
+        self.tokens = np.memmap(bin_path(prefix), self.dtype, "r") if bin_bytes else np.empty(0, self.dtype)
+        # (D + 1,) the token of the .bin at which each document starts, and the end
+        self.starts = np.append(pointers // self.dtype.itemsize, len(self.tokens))[self.documents]
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.documents) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens in each document."""
+        return np.diff(self.starts)
+
+    def read(self, document: int, offset: int = 0, length: int | None = None) -> NDArray[Any]:
+        """A view of a document's tokens from `offset` on, `length` of them or all."""
+        start, end = self.starts[document], self.starts[document + 1]
+        stop = end if length is None else min(end, start + offset + length)
+        return self.tokens[start + offset : stop]
+
+
+def join(sources: list[Path], output: Path) -> None:
+    """Join datasets, in the order given, into one; UserError if they were made by different tokenizers."""
+    readers = [Reader(source) for source in sources]
+    manifests = [manifest.read(source) for source in sources]
+    _check_joinable(readers, manifests, output)
+    total = sum(len(reader.tokens) for reader in readers)
+    with progress("join", total * readers[0].dtype.itemsize, "B") as shown, Writer(output, readers[0].dtype) as writer:
+        for reader in readers:
+            _copy(reader, writer, shown)
+    known = [facts for facts in manifests if facts is not None]
+    if len(known) == len(readers):
+        manifest.write(output, _joined_facts(known))
+    else:
+        log.warning("%s gets no manifest: not all of its sources have one", output)
+
+
+def _check_joinable(readers: list[Reader], manifests: list[dict[str, Any] | None], output: Path) -> None:
+    """UserError if the datasets differ in token type or tokenizer, or one would be overwritten."""
+    first, first_facts = readers[0], manifests[0]
+    for reader, facts in zip(readers, manifests, strict=True):
+        if reader.prefix.resolve() == output.resolve():
+            raise UserError(f"--output {output} is one of the datasets to join: give it another name")
+        if reader.dtype != first.dtype:
+            raise UserError(
+                f"{reader.prefix} has {reader.dtype} tokens, {first.prefix} has {first.dtype}: only datasets of one"
+                " tokenizer can be joined; tokenize them again with one"
+            )
+        if facts and first_facts and facts["tokenizer"]["sha256"] != first_facts["tokenizer"]["sha256"]:
+            raise UserError(
+                f"{reader.prefix} was made by the tokenizer {facts['tokenizer']['path']}, {first.prefix} by"
+                f" {first_facts['tokenizer']['path']}, which is another one: tokenize them again with one"
+            )
+
+
+def _copy(reader: Reader, writer: Writer, shown: Progress) -> None:
+    """Add all documents of a dataset, some megabytes at a time."""
+    step = CHUNK_BYTES // reader.dtype.itemsize
+    ends = np.searchsorted(reader.starts, np.arange(step, len(reader.tokens) + step, step), "right") - 1
+    edges = [0, *sorted({int(end) for end in ends if end > 0}), reader.num_documents]
+    for first, last in pairwise(edges):
+        sequences, tokens = slice(*reader.documents[[first, last]]), slice(*reader.starts[[first, last]])
+        document_ends = reader.documents[first + 1 : last + 1] - reader.documents[first]
+        writer.add(reader.tokens[tokens], reader.sizes[sequences], document_ends)
+        shown.add((tokens.stop - tokens.start) * reader.dtype.itemsize)
+
+
+def _joined_facts(known: list[dict[str, Any]]) -> dict[str, Any]:
+    """The joined dataset's manifest: the first one's rules, sums of the counts, all sources."""
+    facts = {key: known[0][key] for key in ("tokenizer", "bos", "append_eod", "text_key")}
+    counts = {key: sum(one[key] for one in known) for key in ("documents", "empty_documents", "tokens")}
+    return {**facts, **counts, "sources": [source for one in known for source in one["sources"]]}
+
+
+def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """The token type, the sizes, the pointers and the document index of an .idx."""
+    with path.open("rb") as file:
+        head = file.read(HEADER.size)
+    dtype, sequences, documents = _read_header(path, head)
+    expected = HEADER.size + 12 * sequences + 8 * documents
+    found = path.stat().st_size
+    if found != expected:
+        what = "is truncated" if found < expected else "has bytes too many (a multimodal dataset of Megatron?)"
+        raise UserError(f"{path} {what}: {found} bytes, but {sequences} sequences need {expected}; tokenize again")
+    with path.open("rb") as file:
+        file.seek(HEADER.size)
+        sizes = np.fromfile(file, "<i4", sequences)
+        pointers = np.fromfile(file, "<i8", sequences)
+        return dtype, sizes, pointers, np.fromfile(file, "<i8", documents)
+
+
+def _read_header(path: Path, head: bytes) -> tuple[np.dtype[Any], int, int]:
+    """The token type and the two counts; UserError for another format."""
+    if head.startswith(b"TNTIDX"):
+        raise UserError(f"{path} is of Megatron's older lazy or cached format; llmpipe reads mmap: tokenize again")
+    if not head.startswith(MAGIC[: len(head)]):
+        raise UserError(f"{path} is not an index of Megatron's mmap format: it starts with {head[:9]!r}, not {MAGIC!r}")
+    if len(head) < HEADER.size:
+        raise UserError(f"{path} is truncated: {len(head)} bytes, but the header alone needs {HEADER.size}")
+    _, version, code, sequences, documents = HEADER.unpack(head)
+    if version != VERSION:
+        raise UserError(f"{path} has version {version}; llmpipe reads version {VERSION}")
+    if code not in DTYPES:
+        raise UserError(f"{path} has type code {code}, which is no type of tokens; known: {sorted(DTYPES)}")
+    return np.dtype(DTYPES[code]), sequences, documents
