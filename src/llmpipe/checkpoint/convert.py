@@ -20,8 +20,8 @@ def convert(
     path: Path, output: Path, dtype: torch.dtype | None = None, expected: Shape | None = None
 ) -> manifest.Manifest:
     """Make a checkpoint of any source; `dtype` None keeps the stored types, `expected` is checked against it."""
-    check_output(path, output)
     source = open_source(path, expected)
+    check_output(path, output)
     with atomic_directory(output) as part:
         hashes = hf.write(source, part, dtype)
         return manifest.write(part, "checkpoint", origin(path), hashes)
@@ -29,8 +29,8 @@ def convert(
 
 def shard(path: Path, output: Path, tp: int, pp: int) -> manifest.Manifest:
     """Make rank files of tp x pp of a checkpoint or of other rank files."""
-    check_output(path, output)
     source = open_source(path)
+    check_output(path, output)
     with atomic_directory(output) as part:
         return rank_files.write(source, part, tp, pp)
 

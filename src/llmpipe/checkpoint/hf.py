@@ -36,8 +36,11 @@ def read_json(path: Path) -> Any:
 def weight_files(directory: Path) -> dict[str, list[str] | None]:
     """The safetensors files of a directory, each with the tensors that the index gives it; None without an index."""
     if (directory / stream.INDEX).is_file():
+        index = read_json(directory / stream.INDEX)
+        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+            raise UserError(f"{directory / stream.INDEX} has no weight_map: copy or download it again")
         files: dict[str, list[str] | None] = {}
-        for name, file in read_json(directory / stream.INDEX)["weight_map"].items():
+        for name, file in index["weight_map"].items():
             names = files.setdefault(file, [])
             assert names is not None
             names.append(name)
@@ -59,8 +62,8 @@ class HfSource:
         self._family = FAMILIES[self.shape.family]
         self._table = self._family.keys(self.shape)
         self._entries, self._file_of = _headers(path)
-        self._check()
         self._open: dict[str, Any] = {}
+        self._check()
 
     def _check(self) -> None:
         derived = [name for name in self._entries if _DERIVED.fullmatch(name)]
@@ -69,6 +72,11 @@ class HfSource:
         found = {name: entry.shape for name, entry in self._entries.items() if name not in derived}
         head = self._family.hf_name("head.weight")
         if self.shape.tie_embeddings and head in found:
+            embedding = self._family.hf_name("embedding.weight")
+            if not torch.equal(self._view(head)[:], self._view(embedding)[:]):
+                raise UserError(
+                    f"{self.path}: config.json says tie_word_embeddings, but {head} is not {embedding}: set it to false"
+                )
             log.info("%s: ignored, tied to the embedding: %s", self.path, head)
             del found[head]
         check_tensors(
@@ -82,13 +90,15 @@ class HfSource:
         return self._entries[self._family.hf_name(key)].dtype
 
     def read(self, key: str, slices: Slices | None = None) -> torch.Tensor:
-        name = self._family.hf_name(key)
+        view = self._view(self._family.hf_name(key))
+        part = view[slices] if slices else view[:]
+        return part.clone(memory_format=torch.contiguous_format)  # the view is of the mapped file
+
+    def _view(self, name: str) -> Any:
         file = self._file_of[name]
         if file not in self._open:
             self._open[file] = safe_open(self.path / file, framework="pt")
-        view = self._open[file].get_slice(name)
-        part = view[slices] if slices else view[:]
-        return part.clone(memory_format=torch.contiguous_format)  # the view is of the mapped file
+        return self._open[file].get_slice(name)
 
 
 def _headers(directory: Path) -> tuple[dict[str, stream.Entry], dict[str, str]]:
@@ -147,8 +157,7 @@ def _write_config(source: TensorSource, directory: Path, dtype: torch.dtype | No
     if (source.path / "config.json").is_file():
         config = read_json(source.path / "config.json")
         if dtype:
-            config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-            config["torch_dtype"] = _name(dtype)
+            config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": _name(dtype)}
     else:
         bos, eos = tokenizer_files.control_ids(source.path)
         config = to_hf_config(source.shape, _name(dtype or source.dtype("embedding.weight")), bos, eos)

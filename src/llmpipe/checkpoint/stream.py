@@ -145,8 +145,8 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
                 f" has {size} bytes: copy or download it again"
             )
         try:
-            table = json.loads(file.read(length))
-        except ValueError as error:
+            table = dict(json.loads(file.read(length)))
+        except (ValueError, TypeError) as error:
             raise UserError(
                 f"{path} is not safetensors, its header is not JSON ({error}): copy or download it again"
             ) from error

@@ -1,0 +1,67 @@
+"""Formats told apart; what does not fit a model is listed."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmpipe.checkpoint.hf import HfSource
+from llmpipe.checkpoint.meta import MetaSource
+from llmpipe.checkpoint.source import check_tensors, open_source, overlap
+from llmpipe.errors import UserError
+from llmpipe.families import named_size
+
+MAY = (
+    "there may stand a directory of Meta's (params.json, consolidated.*.pth), of Hugging Face's (config.json,"
+    " *.safetensors), or of rank files (tp0-pp0.safetensors)"
+)
+
+
+def test_formats_are_told_from_the_files(hf: Path, meta: Path) -> None:
+    assert isinstance(open_source(hf), HfSource)
+    assert isinstance(open_source(meta), MetaSource)
+
+
+def test_what_is_no_source_is_named_with_what_may_stand_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'no'} is missing: {MAY}")):
+        open_source(tmp_path / "no")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'file'} is a file: {MAY}")):
+        open_source(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=re.escape(f"holds no weights that llmpipe reads: nothing found; {MAY}")):
+        open_source(tmp_path / "empty")
+    for name in ("config.json", "pytorch_model.bin"):
+        (tmp_path / "empty" / name).touch()
+    with pytest.raises(UserError, match=re.escape(f": config.json, pytorch_model.bin found; {MAY}")):
+        open_source(tmp_path / "empty")
+
+
+def test_expected_shape_is_checked_field_by_field(hf: Path) -> None:
+    found = open_source(hf).shape
+    assert open_source(hf, found).shape == found
+    with pytest.raises(UserError) as error:
+        open_source(hf, replace(found, num_layers=5, rope_theta=1e4))
+    assert str(error.value) == (
+        f"{hf} is not of the shape that was asked for: num_layers is 4, expected 5; rope_theta is 500000.0, expected"
+        " 10000.0: name the right shape or leave it out"
+    )
+    with pytest.raises(UserError, match="hidden is 32, expected 4096; num_heads is 8, expected 32;"):
+        open_source(hf, named_size("llama2_7b"))
+
+
+def test_every_misfit_is_listed() -> None:
+    with pytest.raises(UserError) as error:
+        check_tensors(Path("dir"), {"a": (1,), "b": (2, 3), "c": (4,)}, {"b": (3, 2), "c": (4,), "d": (1,)})
+    assert str(error.value) == (
+        "dir: 3 tensors do not fit the model:\n  missing: a\n  left over: d\n  wrong shape: b is [3, 2], expected [2, 3]"
+    )
+    with pytest.raises(UserError, match="\n  missing: t19\n  and 5 more$"):
+        check_tensors(Path("dir"), {f"t{i}": (1,) for i in range(25)}, {})
+
+
+def test_overlap_is_given_within_both() -> None:
+    region, wanted = (slice(4, 8), slice(0, 3)), (slice(6, 12), slice(1, 2))
+    assert overlap(region, wanted) == ((slice(2, 4), slice(1, 2)), (slice(0, 2), slice(0, 1)))
+    assert overlap(region, (slice(8, 9), slice(0, 3))) is None
