@@ -8,7 +8,7 @@ B = micro_batch, T = seq_len, M = micro-batches of a rank in a step.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,10 @@ class Batch:
     cu_seqlens: torch.Tensor
     """(M, max_docs + 1) int32: where documents start in the B * T tokens of a micro-batch, padded with B * T."""
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a rank's device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 class Loader:
     """One rank's batches, by step."""
@@ -51,11 +55,7 @@ class Loader:
         dp_rank: int,
         isolate_documents: bool = True,
     ):
-        if global_batch % (dp * micro_batch):
-            raise UserError(
-                f"global_batch {global_batch} is not divisible by dp {dp} x micro_batch {micro_batch}"
-                f" = {dp * micro_batch}: change global_batch in the recipe, or dp or micro_batch in the layout"
-            )
+        check_batch(global_batch, micro_batch, dp)
         self.blend, self.seq_len, self.global_batch, self.micro_batch = blend, seq_len, global_batch, micro_batch
         self.per_rank = global_batch // dp
         self.first = dp_rank * self.per_rank
@@ -76,6 +76,15 @@ class Loader:
             labels=table[..., 1:].contiguous(),
             weights=torch.from_numpy(weights).view(-1, self.micro_batch, self.seq_len),
             cu_seqlens=_cu_seqlens(list(boundaries), self.micro_batch, self.seq_len),
+        )
+
+
+def check_batch(global_batch: int, micro_batch: int, dp: int) -> None:
+    """UserError if a global batch does not deal out evenly."""
+    if global_batch % (dp * micro_batch):
+        raise UserError(
+            f"global_batch {global_batch} is not divisible by dp {dp} x micro_batch {micro_batch}"
+            f" = {dp * micro_batch}: change global_batch in the recipe, or dp or micro_batch in the layout"
         )
 
 
