@@ -1,0 +1,79 @@
+"""What an evaluation is asked for: options, and what a run's folder says of itself."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmpipe.errors import UserError
+
+PERPLEXITY = "perplexity"
+TASK_FILES = (".yaml", ".yml")
+SPLIT = [969.0, 30.0, 1.0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which weights, which tasks, beside which reference."""
+
+    weights: Path
+    tasks: list[str]
+    """perplexity, lm-eval's names, and files of lm-eval tasks."""
+    data: list[str]
+    """Dataset prefixes, for perplexity."""
+    split: list[float]
+    reference: Path | None
+    seq_len: int | None
+    """Tokens that the models read at once; None: all they can."""
+
+    @property
+    def harness_tasks(self) -> list[str]:
+        return [task for task in self.tasks if task != PERPLEXITY]
+
+    @property
+    def offline(self) -> bool:
+        """Whether no task may be one whose data lm-eval would download."""
+        return all(task.endswith(TASK_FILES) for task in self.harness_tasks)
+
+
+def make_plan(
+    path: Path,
+    tasks: list[str],
+    data: list[str] | None = None,
+    split: list[float] | None = None,
+    reference: Path | None = None,
+    seq_len: int | None = None,
+) -> Plan:
+    """The plan for a run or a checkpoint: a run's data, split and sequence length are used where none are given."""
+    run = run_record(path)
+    data = data or [part["prefix"] for part in run.get("data") or []]
+    if PERPLEXITY in tasks and not data:
+        raise UserError(
+            f"the task perplexity needs held-out text, and {path} is no run that says which: give --data PREFIX"
+        )
+    for task in tasks:
+        if task.endswith(TASK_FILES) and not Path(task).is_file():
+            raise UserError(f"the task file {task} is missing: write it, or take it out of the tasks")
+    return Plan(
+        weights=weights_of(path),
+        tasks=tasks,
+        data=data,
+        split=split or run.get("split") or SPLIT,
+        reference=weights_of(reference) if reference else None,
+        seq_len=seq_len or (run.get("recipe") or {}).get("seq_len"),
+    )
+
+
+def weights_of(path: Path) -> Path:
+    """A run's weights; a checkpoint or rank files are their own."""
+    return path / "weights" if run_record(path) else path
+
+
+def run_record(path: Path) -> dict[str, Any]:
+    """A finished run's run.json; empty for what is no run's folder."""
+    record = path / "run.json"
+    if record.is_file():
+        return json.loads(record.read_text())
+    if (path / "job.json").is_file() or (path / "weights").is_dir():
+        raise UserError(f"{path} has no run.json: this run is not finished; run finetune to its end first")
+    return {}
