@@ -129,4 +129,5 @@ class Decoder(nn.Module):
         (logits,) = column_linears(self.norm(x), self.tp, self.head)  # (N/tp, H) → (N, V/tp)
         if labels is None or weights is None:
             return logits
-        return (cross_entropy(logits, labels, self.tp, self.first_row) * weights).sum()[None]
+        losses = cross_entropy(logits, labels, self.tp, self.first_row)  # (N,)
+        return (losses * weights).sum(dim=0, keepdim=True)

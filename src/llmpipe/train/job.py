@@ -7,8 +7,8 @@ from pathlib import Path
 
 from llmpipe.checkpoint import manifest
 from llmpipe.config import Recipe, build
-from llmpipe.errors import UserError
-from llmpipe.files import sha256, write_json
+from llmpipe.data import manifest as dataset_manifest
+from llmpipe.files import write_json
 from llmpipe.layout import Layout
 
 # Keys of a recipe that do not change what a step computes: a run may go on under other values of them.
@@ -48,7 +48,7 @@ class Job:
 
     def data_digests(self) -> dict[str, str]:
         """The identity of each dataset, by prefix."""
-        return {prefix: dataset_digest(prefix) for prefix in self.data}
+        return {prefix: dataset_manifest.digest(Path(prefix)) for prefix in self.data}
 
     def digest(self) -> str:
         """The hash of model, data and recipe, without steps, layout, logging and evaluation keys."""
@@ -68,12 +68,3 @@ class Job:
 def read_job(path: Path) -> Job:
     """The job that a launcher wrote."""
     return build(Job, json.loads(path.read_text()), "")
-
-
-def dataset_digest(prefix: str) -> str:
-    """A dataset's identity: the SHA-256 of its manifest, which has those of its files, else of its index."""
-    for suffix in (".manifest.json", ".idx"):
-        path = Path(prefix + suffix)
-        if path.is_file():
-            return sha256(path)
-    raise UserError(f"{prefix}.idx is missing: --data takes the prefix of a dataset that `llmpipe tokenize` made")

@@ -30,8 +30,10 @@ def preflight(job: Job) -> None:
         )
     if recipe.seq_len > shape.max_positions:
         raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {shape.max_positions} positions")
+    tokenizer = Path(job.model) / "tokenizer.model"
     for prefix in job.data:
-        check_tokenizer(Path(prefix), Path(job.model))
+        if tokenizer.is_file():
+            check_tokenizer(Path(prefix), tokenizer)
         check_vocab(Path(prefix), shape.vocab)
     log.info(
         "%s steps of %s sequences x %s tokens = %s tokens;"

@@ -9,7 +9,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.pipelining import Schedule1F1B
 
 from llmpipe.checkpoint.source import open_source
-from llmpipe.data.loader import Loader, open_blend
+from llmpipe.data.loader import Loader
+from llmpipe.data.sampling import Blend
 from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import fill
 from llmpipe.parallel.groups import Groups, make_groups
@@ -43,7 +44,14 @@ def prepare(job: Job) -> Trainer:
     model.to_empty(device=groups.device)
     fill(model, source, groups.tp, layout.dp, groups.at.dp)
     loader = Loader(
-        open_blend(job.data, job.split, "train", recipe.seq_len, recipe.steps * recipe.global_batch, recipe.seed),
+        Blend(
+            {Path(prefix): weight for prefix, weight in job.data.items()},
+            job.split,
+            "train",
+            recipe.seq_len,
+            recipe.steps * recipe.global_batch,
+            recipe.seed,
+        ),
         seq_len=recipe.seq_len,
         global_batch=recipe.global_batch,
         micro_batch=layout.micro_batch,

@@ -1,0 +1,215 @@
+"""The engine against transformers and against itself in other layouts, over 20 steps in fp32."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import LlamaForCausalLM
+
+from llmpipe.checkpoint.source import open_source
+from llmpipe.config import Recipe, Schedule
+from llmpipe.data.loader import Loader
+from llmpipe.data.sampling import Blend
+from llmpipe.families import FAMILIES
+from llmpipe.layout import Layout
+from llmpipe.parallel.processes import run_ranks
+from llmpipe.train.job import Job
+from llmpipe.train.loop import train
+
+RECIPE = Recipe(
+    seq_len=32,
+    global_batch=8,
+    steps=20,
+    lr=3e-3,
+    schedule=Schedule(warmup=4, min_lr=1e-4),
+    precision="fp32",
+    save_every=50,
+)
+
+
+def make_job(checkpoint: Path, dataset: Path, run: Path, recipe: Recipe = RECIPE, **layout: int) -> Job:
+    made = Layout(device="cpu", **({"micro_batch": 2} | layout))
+    processes = made.tp * made.pp * max(made.dp, 1)
+    made = replace(made, gpus_per_node=processes).resolved()
+    run.mkdir(parents=True, exist_ok=True)
+    return Job(
+        recipe=recipe, layout=made, model=str(checkpoint), data={str(dataset): 1.0}, split=[90, 5, 5], output=str(run)
+    )
+
+
+def run_job(job: Job) -> list[dict]:
+    """Train the job in its processes; returns the lines of its metrics."""
+    run_ranks(train, job.layout.processes, job)
+    name = "metrics.jsonl" if (job.run / "run.json").exists() else "live.jsonl"
+    return [json.loads(line) for line in (job.run / name).read_text().splitlines()]
+
+
+def losses(lines: list[dict]) -> torch.Tensor:
+    return torch.tensor([line["loss"] for line in lines], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def single(checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, list[dict]]:
+    job = make_job(checkpoint, dataset, tmp_path_factory.mktemp("single"))
+    return job, run_job(job)
+
+
+LAYOUTS = {
+    "tp2": {"tp": 2},
+    "pp2": {"pp": 2},
+    "dp2": {"dp": 2},
+    "tp2-pp2": {"tp": 2, "pp": 2},
+    "tp2-pp2-dp2": {"tp": 2, "pp": 2, "dp": 2},
+    "tp4, more ranks than KV heads": {"tp": 4},
+    "dp4, micro-batch 1": {"dp": 4, "micro_batch": 1},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_every_layout_trains_as_one_process(layout, single, checkpoint, dataset, tmp_path) -> None:
+    lines = run_job(make_job(checkpoint, dataset, tmp_path / "run", **layout))
+    torch.testing.assert_close(losses(lines), losses(single[1]), rtol=1e-5, atol=0)
+    for key in ("grad_norm", "lr"):
+        ours, reference = ([line[key] for line in run] for run in (lines, single[1]))
+        assert ours == pytest.approx(reference, rel=1e-4)
+    merged, alone = open_source(tmp_path / "run/weights"), open_source(single[0].run / "weights")
+    for key in alone.keys():  # noqa: SIM118
+        torch.testing.assert_close(merged.read(key), alone.read(key), rtol=1e-3, atol=2e-5)
+
+
+def test_trains_as_transformers_with_torch_adamw(single, checkpoint, dataset) -> None:
+    job, lines = single
+    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    decayed = [p for p in model.parameters() if p.ndim == 2]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
+    )
+    blend = Blend({dataset: 1.0}, job.split, "train", 32, 20 * 8, RECIPE.seed)
+    loader = Loader(blend, seq_len=32, global_batch=8, micro_batch=8, dp=1, dp_rank=0, isolate_documents=True)
+    expected = []
+    for step in range(20):
+        batch = loader.step(step)
+        loss = sum_over_documents(model, batch) / batch.weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lines[step]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    torch.testing.assert_close(losses(lines), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
+    ours, family = open_source(job.run / "weights"), FAMILIES["llama"]
+    for key in ours.keys():  # noqa: SIM118
+        theirs = model.state_dict()[family.hf_name(key)]
+        torch.testing.assert_close(ours.read(key), theirs, rtol=1e-3, atol=2e-5)
+
+
+def sum_over_documents(model: LlamaForCausalLM, batch) -> torch.Tensor:
+    """Σ w·ℓ with each document alone in a forward pass of transformers: nothing to isolate."""
+    total = torch.zeros(())
+    bounds = sorted(set(batch.cu_seqlens.flatten().tolist()))
+    tokens, labels, weights = batch.tokens.flatten(), batch.labels.flatten(), batch.weights.flatten()
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        logits = model(tokens[None, start:end]).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits, labels[start:end], reduction="none")
+        total = total + (loss * weights[start:end]).sum()
+    return total
+
+
+@pytest.mark.parametrize("layout", [{}, {"tp": 2, "pp": 2, "dp": 2}], ids=["1", "tp2-pp2-dp2"])
+def test_stop_and_resume_is_bit_identical(layout, checkpoint, dataset, tmp_path) -> None:
+    whole = make_job(checkpoint, dataset, tmp_path / "whole", **layout)
+    whole_lines = run_job(whole)
+    half = make_job(checkpoint, dataset, tmp_path / "half", recipe=replace(RECIPE, save_every=10), **layout)
+    run_ranks(train_until_10, half.layout.processes, half)
+    assert not (half.run / "run.json").exists()
+    (half.run / "stop").unlink()
+    half_lines = run_job(half)
+    assert [line["step"] for line in half_lines] == list(range(1, 21))
+    assert [line["loss"] for line in half_lines] == [line["loss"] for line in whole_lines]
+    assert_same_weights(whole.run / "weights", half.run / "weights")
+
+
+def train_until_10(job: Job) -> None:
+    """Ask to stop when the tenth line of metrics stands, as an operator would, and leave a line of step 11 behind."""
+    from llmpipe.train import loop
+
+    original = loop.asked_to_stop
+
+    def ask(run: Path) -> bool:
+        if len((run / "live.jsonl").read_text().splitlines()) == 10:
+            (run / "stop").touch()
+        return original(run)
+
+    loop.asked_to_stop = ask
+    assert train(job) is False
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    names = sorted(path.name for path in first.glob("*.safetensors"))
+    assert names and names == sorted(path.name for path in second.glob("*.safetensors"))
+    for name in names:
+        with safe_open(first / name, "pt") as a, safe_open(second / name, "pt") as b:
+            assert sorted(a.keys()) == sorted(b.keys())
+            for key in a.keys():  # noqa: SIM118
+                assert torch.equal(a.get_tensor(key), b.get_tensor(key)), (name, key)
+
+
+def test_resumes_in_another_layout(single, checkpoint, dataset, tmp_path) -> None:
+    recipe = replace(RECIPE, save_every=10)
+    first = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, tp=2, pp=2)
+    run_ranks(train_until_10, 4, first)
+    (first.run / "stop").unlink()
+    second = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, dp=2)
+    lines = run_job(second)
+    torch.testing.assert_close(losses(lines), losses(single[1]), rtol=1e-5, atol=0)
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(checkpoint, dataset, tmp_path, caplog) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(RECIPE, save_every=5))
+    run_ranks(train_until_10, 1, job)
+    (job.run / "stop").unlink()
+    newest = sorted(job.checkpoints.glob("step-*"))[-1]
+    file = next(newest.glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-100])
+    from llmpipe.train.state import _newest
+
+    assert _newest(job.checkpoints) == 5
+    assert "is truncated or was changed" in caplog.text
+
+
+def test_recompute_changes_nothing(single, checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(RECIPE, recompute="full"), tp=2, pp=2)
+    torch.testing.assert_close(losses(run_job(job)), losses(single[1]), rtol=1e-5, atol=0)
+
+
+def test_bf16_follows_fp32(single, checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(RECIPE, precision="bf16"), tp=2, pp=2, dp=2)
+    lines = run_job(job)
+    torch.testing.assert_close(losses(lines), losses(single[1]), rtol=2e-2, atol=0)
+    with safe_open(job.run / "weights/tp0-pp0.safetensors", "pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+
+
+def test_other_inputs_start_a_folder_of_their_own(checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run")
+    assert make_job(checkpoint, dataset, tmp_path / "run", tp=2, pp=2).checkpoints == job.checkpoints
+    assert replace(job, recipe=replace(RECIPE, steps=40)).checkpoints == job.checkpoints
+    assert replace(job, recipe=replace(RECIPE, lr=1e-4)).checkpoints != job.checkpoints
+    assert replace(job, split=[80, 10, 10]).checkpoints != job.checkpoints
+
+
+def test_metrics_of_a_step(single) -> None:
+    job, lines = single
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    for line in lines:
+        assert line["tokens"] == line["step"] * 8 * 32
+        assert line["tokens_per_second"] == pytest.approx(8 * 32 / line["seconds"], rel=1e-2)
+        assert line["memory_bytes"] > 0 and line["mfu"] > 0
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    record = json.loads((job.run / "run.json").read_text())
+    assert record["exit_reason"] == "finished" and record["steps"] == 20
