@@ -55,9 +55,10 @@ def test_every_misfit_is_listed() -> None:
     with pytest.raises(UserError) as error:
         check_tensors(Path("dir"), {"a": (1,), "b": (2, 3), "c": (4,)}, {"b": (3, 2), "c": (4,), "d": (1,)})
     assert str(error.value) == (
-        "dir: 3 tensors do not fit the model:\n  missing: a\n  left over: d\n  wrong shape: b is [3, 2], expected [2, 3]"
+        "dir: 3 tensors do not fit the model:\n  missing: a\n  left over: d\n"
+        "  wrong shape: b is [3, 2], expected [2, 3]"
     )
-    with pytest.raises(UserError, match="\n  missing: t19\n  and 5 more$"):
+    with pytest.raises(UserError, match=r"\n  missing: t19\n  and 5 more$"):
         check_tensors(Path("dir"), {f"t{i}": (1,) for i in range(25)}, {})
 
 

@@ -52,14 +52,14 @@ def plan(path: Path, output: Path, dtype: torch.dtype | None = None, expected: S
     read = sum(count * source.dtype(key).itemsize for key, count in sizes.items())
     written = sum(count * (dtype or source.dtype(key)).itemsize for key, count in sizes.items())
     stored = ", ".join(sorted({str(source.dtype(key)).removeprefix("torch.") for key in sizes}))
-    names = [*carried.names(path), *(["tokenizer.model"] if tokenizer_files.find(path) else [])]
+    tokenizer = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"] if tokenizer_files.find(path) else []
+    names = {*carried.names(path), *tokenizer, "config.json", manifest.NAME}
     shape = [f"  {name}: {getattr(source.shape, name)}" for name in Shape.__dataclass_fields__]
     return [
         f"would read {path} ({detect(path)}): {len(sizes)} tensors, {sum(sizes.values()):,} parameters, {stored},"
         f" {read:,} bytes",
         *shape,
-        f"would write {output}: {', '.join(sorted({*names, 'config.json', manifest.NAME}))}, and safetensors of"
-        f" {written:,} bytes",
+        f"would write {output}: {', '.join(sorted(names))}, and safetensors of {written:,} bytes",
     ]
 
 

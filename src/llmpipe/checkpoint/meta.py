@@ -10,6 +10,8 @@
 
 import logging
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +51,21 @@ MAX_POSITIONS = 4096
 
 def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     """The mapped tensors of a .pth; nothing in it is run (design decision 6)."""
+    if not zipfile.is_zipfile(path):  # the zip's table of contents is at its end
+        raise UserError(
+            f"{path} is truncated or not a .pth of torch 1.6 or later ({path.stat().st_size} bytes):"
+            " copy or download it again"
+        )
     try:
         state = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0]
-        )
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"asks for {asked[1]}" if asked else "is not made of tensors alone"
         raise UserError(
-            f"{path} is refused: it is not tensors alone and could run code when loaded ({reason}): use Meta's own file"
+            f"{path} is refused: it {reason} and could run code when loaded: use Meta's own file"
         ) from error
-    except (RuntimeError, EOFError) as error:
-        size = path.stat().st_size
-        raise UserError(
-            f"{path} is truncated or not a .pth of torch 1.6 or later ({size} bytes;"
-            f" {str(error).splitlines()[0]}): copy or download it again"
-        ) from error
+    except RuntimeError as error:
+        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): copy or download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds no table of tensors: use Meta's own file")
     return state
@@ -210,6 +212,8 @@ class MetaSource:
 
 def half_split(pieces: list[torch.Tensor], head_dim: int) -> torch.Tensor:
     """The pieces' rows one after the other, each head's brought from interleaved rotary order to half-split order."""
+    if any(piece.shape[0] % head_dim for piece in pieces):  # more shards than KV heads: a head lies in two
+        pieces = [torch.cat(pieces)]
     hidden = pieces[0].shape[1]
     whole = torch.empty(sum(piece.shape[0] for piece in pieces), hidden, dtype=pieces[0].dtype)
     heads = whole.view(-1, 2, head_dim // 2, hidden)  # (head, half, pair, hidden)

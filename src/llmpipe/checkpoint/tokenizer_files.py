@@ -70,25 +70,24 @@ def control_ids(path: Path) -> tuple[int | None, int | None]:
 
 def complete(source: TensorSource, directory: Path) -> dict[str, str]:
     """Add what a checkpoint's tokenizer lacks to the files already carried; returns the SHA-256 of what was added."""
-    model = find(source.path)
+    model, given = find(source.path), source.path / "tokenizer.json"
+    tokenizer = _from_file(given) if given.is_file() else None
+    if tokenizer:
+        check_vocabulary(source, given, tokenizer.get_vocab_size())
     if model is None:
-        if (directory / "tokenizer.json").is_file():
-            check_vocabulary(
-                source, directory / "tokenizer.json", _from_file(directory / "tokenizer.json").get_vocab_size()
-            )
-        else:
+        if tokenizer is None:
             log.warning("%s has no tokenizer.model and no tokenizer.json: the checkpoint has no tokenizer", source.path)
         return {}
     truth = load(model)
     check_vocabulary(source, model, truth.vocab_size())
+    compare(truth, tokenizer or build(truth), model)
     hashes = {"tokenizer.model": copy_hashed(model, directory / "tokenizer.model")}
-    if not (directory / "tokenizer.json").is_file():
+    if tokenizer is None:
         build(truth).save(str(directory / "tokenizer.json"))
         hashes["tokenizer.json"] = sha256(directory / "tokenizer.json")
-    if not (directory / "tokenizer_config.json").is_file():
+    if not (source.path / "tokenizer_config.json").is_file():
         write_json(directory / "tokenizer_config.json", config(truth, source.shape.max_positions))
         hashes["tokenizer_config.json"] = sha256(directory / "tokenizer_config.json")
-    compare(truth, _from_file(directory / "tokenizer.json"), model)
     return hashes
 
 

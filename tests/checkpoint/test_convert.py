@@ -1,0 +1,200 @@
+"""Whole commands: their outputs, their refusals, their memory, their death."""
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from meta_files import write_meta
+from safetensors.torch import load_file
+
+from llmpipe.checkpoint import hf as hf_directory
+from llmpipe.checkpoint import manifest
+from llmpipe.checkpoint.convert import convert, merge
+from llmpipe.cli.convert import command as convert_command
+from llmpipe.cli.merge import command as merge_command
+from llmpipe.cli.shard import command as shard_command
+from llmpipe.errors import UserError
+
+
+def invoke(command: object, *arguments: object) -> str:
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_commands_go_from_metas_files_to_rank_files_and_back(meta: Path, hf_tensors: dict, tmp_path: Path) -> None:
+    invoke(convert_command, meta, "--output", tmp_path / "checkpoint", "--dtype", "bf16")
+    invoke(shard_command, tmp_path / "checkpoint", "--tp", 2, "--pp", 2, "--output", tmp_path / "tp2-pp2")
+    invoke(merge_command, tmp_path / "tp2-pp2", "--output", tmp_path / "merged")
+    merged = load_file(tmp_path / "merged/model.safetensors")
+    assert all(torch.equal(merged[name], tensor.to(torch.bfloat16)) for name, tensor in hf_tensors.items())
+    assert manifest.check(tmp_path / "tp2-pp2").source["checkpoint"] == manifest.check(tmp_path / "checkpoint").digest
+
+
+def test_manifest_says_what_was_read(meta: Path, tmp_path: Path) -> None:
+    source = convert(meta, tmp_path / "a").source
+    assert (source["path"], source["format"]) == (str(meta), "meta")
+    assert set(source["files"]) == {"params.json", "consolidated.00.pth", "consolidated.01.pth"}
+    again = convert(tmp_path / "a", tmp_path / "b").source
+    assert again == {"path": str(tmp_path / "a"), "format": "hf", "digest": manifest.read(tmp_path / "a").digest}
+
+
+def test_same_source_makes_the_same_checkpoint(meta: Path, tmp_path: Path) -> None:
+    assert convert(meta, tmp_path / "a").digest == convert(meta, tmp_path / "b").digest
+
+
+def test_dry_run_says_what_it_would_do_and_does_nothing(meta: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    lines = invoke(convert_command, meta, "--output", out, "--dtype", "bf16", "--dry-run").splitlines()
+    parameters = 2 * 509 * 32 + 32 + 4 * (2 * 32 + 2 * 32 * 32 + 2 * 8 * 32 + 3 * 48 * 32)
+    assert lines[0] == (
+        f"would read {meta} (meta): 39 tensors, {parameters:,} parameters, float32, {4 * parameters:,} bytes"
+    )
+    assert "  num_kv_heads: 2" in lines
+    assert lines[-1] == f"would write {out}: config.json, manifest.json, and safetensors of {2 * parameters:,} bytes"
+    assert not out.exists()
+
+
+def test_named_shape_is_checked(meta: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"num_layers is 4, expected 32; hidden is 32, expected 4096"):
+        invoke(convert_command, meta, "--output", tmp_path / "out", "--shape", "llama2_7b")
+    with pytest.raises(UserError, match=r"shape 'llama2_8b' is in no family's size table: did you mean 'llama2_7b'\?"):
+        invoke(convert_command, meta, "--output", tmp_path / "out", "--shape", "llama2_8b")
+
+
+def test_output_that_would_be_lost_is_refused(meta: Path, tmp_path: Path) -> None:
+    for output in (meta, meta.parent):
+        with pytest.raises(
+            UserError, match=re.escape(f"--output {output} holds the source {meta} and would replace it")
+        ):
+            convert(meta, output)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    message = (
+        f"--output {tmp_path / 'mine'} holds thesis.tex and no manifest.json: llmpipe did not make it and does not"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        convert(meta, tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.tex").exists()
+
+
+def test_own_output_is_replaced(meta: Path, tmp_path: Path) -> None:
+    convert(meta, tmp_path / "out")
+    convert(meta, tmp_path / "out", torch.float16)
+    assert load_file(tmp_path / "out/model.safetensors")["lm_head.weight"].dtype == torch.float16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta", "out"]
+
+
+def test_merge_takes_rank_files_or_datasets(meta: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=re.escape(f"{meta} holds no rank files (tp0-pp0.safetensors): llmpipe convert")
+    ):
+        merge(meta, tmp_path / "out")
+    with pytest.raises(
+        UserError, match=re.escape("a, b are not all datasets (PREFIX.bin, PREFIX.idx): merge takes one")
+    ):
+        invoke(merge_command, "a", "b", "--output", tmp_path / "out")
+
+
+def test_error_in_the_middle_leaves_nothing(meta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(hf_directory, "_write_weights", fails)
+    with pytest.raises(OSError, match="disk full"):
+        convert(meta, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["meta"]
+
+
+def test_killed_in_the_middle_leaves_no_output(meta: Path, tmp_path: Path) -> None:
+    program = textwrap.dedent("""
+        import os, signal, sys
+        from llmpipe.checkpoint import meta
+        from llmpipe.cli import main
+        read = meta.MetaSource.read
+        def dies(self, key, slices=None):
+            if key == "layers.2.mlp.up.weight":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(self, key, slices)
+        meta.MetaSource.read = dies
+        main()
+    """)
+    command = [sys.executable, "-c", program, "convert", str(meta), "--output", str(tmp_path / "out")]
+    assert subprocess.run(command, check=False).returncode == -9
+    assert not (tmp_path / "out").exists()
+    assert any(path.name.startswith(".out.") for path in tmp_path.iterdir())  # it had begun
+    convert(meta, tmp_path / "out")
+    manifest.check(tmp_path / "out")
+
+
+# Prints the highest anonymous resident memory of each command above what it was before it, in bytes.
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from llmpipe.checkpoint.convert import convert, shard
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+
+def watch():
+    while True:
+        samples.append(anonymous())
+        time.sleep(0.001)
+
+samples = []
+threading.Thread(target=watch, daemon=True).start()
+folder = Path(sys.argv[1])
+for work in (
+    lambda: convert(folder / "meta", folder / "checkpoint"),
+    lambda: convert(folder / "checkpoint", folder / "fp16", torch.float16),
+    lambda: shard(folder / "checkpoint", folder / "ranks", 2, 1),
+):
+    before = anonymous()
+    samples.clear()
+    work()
+    print(max(samples) - before)
+"""
+
+
+def large_meta(path: Path) -> Path:
+    """A checkpoint of 309 MB whose largest tensor has 12.6 MB."""
+    hidden, ffn, layers, vocab = 1024, 3072, 11, 6000
+    shapes = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "lm_head.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {prefix + f"self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+        shapes |= {prefix + f"mlp.{name}_proj.weight": (ffn, hidden) for name in ("gate", "up")}
+        shapes[prefix + "mlp.down_proj.weight"] = (hidden, ffn)
+        shapes |= {prefix + f"{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    tensors = {name: torch.zeros(1, dtype=torch.bfloat16).expand(shape) for name, shape in shapes.items()}
+    return write_meta(path, tensors, 2, dim=hidden, n_layers=layers, n_kv_heads=8)
+
+
+def test_memory_is_one_tensor_whatever_the_model(tmp_path: Path) -> None:
+    meta = large_meta(tmp_path / "meta")
+    assert sum(path.stat().st_size for path in meta.glob("*.pth")) > 300e6
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    growth = [int(line) for line in printed.split()]
+    assert len(growth) == 3
+    assert growth[0] > 6e6  # a tensor at least was seen
+    assert max(growth) < 100e6, growth
+    shutil.rmtree(tmp_path)
+
+
+def test_help_does_not_import_torch() -> None:
+    program = "import sys, llmpipe.cli.convert, llmpipe.cli.shard, llmpipe.cli.merge; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
