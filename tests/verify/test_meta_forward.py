@@ -104,3 +104,23 @@ def test_damaged_shards_are_refused(twins, tmp_path):
         file.unlink()
     with pytest.raises(UserError, match=r"has params.json but no consolidated"):
         MetaModel(path)
+
+
+def test_frequencies_in_the_file_have_to_be_those_of_theta(twins, tmp_path):
+    """The values of Llama 2's files, in bf16 as there: 10000^(-2i / D)."""
+    path = make_meta(twins[0], tmp_path / "meta", shards=1)
+    shard = torch.load(path / "consolidated.00.pth")
+    torch.save(shard | {"rope.freqs": torch.tensor([1.0, 0.1, 0.01, 0.001]).bfloat16()}, path / "consolidated.00.pth")
+    assert "rope.freqs" not in MetaModel(path).names()
+    params = json.loads((path / "params.json").read_text())
+    (path / "params.json").write_text(json.dumps(params | {"rope_theta": 1e6}))
+    with pytest.raises(UserError, match=r"is not what rope_theta 1e\+06 of params.json gives"):
+        MetaModel(path)
+
+
+def test_a_foreign_tensor_is_refused(twins, tmp_path):
+    path = make_meta(twins[0], tmp_path / "meta", shards=1)
+    shard = torch.load(path / "consolidated.00.pth")
+    torch.save(shard | {"layers.0.adapter.weight": torch.ones(2)}, path / "consolidated.00.pth")
+    with pytest.raises(UserError, match=r"layers\.0\.adapter\.weight is no tensor of Meta's Llama"):
+        MetaModel(path).read("layers.0.adapter.weight")

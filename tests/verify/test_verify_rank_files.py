@@ -183,3 +183,17 @@ def test_fewer_kv_heads_than_ranks_are_replicated_and_uneven_vocabulary_ends_sho
     assert ranks == [list(range(8)), list(range(8)), list(range(8, 16)), list(range(8, 16))]
     rows = torch.arange(VOCAB + 1)[:, None]  # 161 in parts of 41
     assert [len(held(rows, "head", 4, rank, KV_HEADS)) for rank in range(4)] == [41, 41, 41, 38]
+
+
+def test_a_header_without_layout_is_refused(made, rank_files):
+    name = "tp0-pp0.safetensors"
+    save_file(load_file(rank_files / name), rank_files / name, metadata={"format": "pt"})
+    resign(rank_files)
+    with pytest.raises(UserError, match="does not say its layout, tp and pp, in its header's metadata"):
+        verify(rank_files, made[0])
+
+
+def test_where_it_does_not_fit_the_forward_is_left_out_and_the_card_says_so(made, rank_files, monkeypatch):
+    monkeypatch.setattr("llmpipe.verify.rank_files.available_bytes", lambda: 1000)
+    row = verify(rank_files, made[0])["checks"][-1]
+    assert row["name"] == "forward in ranks" and row["verdict"] == "not run" and "GiB are needed" in row["detail"]

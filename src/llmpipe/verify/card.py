@@ -75,7 +75,8 @@ def card_markdown(card: dict[str, Any]) -> str:
     """The card as a page of Markdown."""
     head, rows = _head(card), _rows(card)
     lines = [f"# Verification: {card['verdict'].upper()}", "", *(f"- {name}: {value}" for name, value in head), ""]
-    lines += ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * 5, *rows[1:])]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines += ["| " + " | ".join(row) + " |" for row in (escaped[0], ["---"] * 5, *escaped[1:])]
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ from llmpipe.errors import UserError
 from llmpipe.verify.card import Findings, at_most, default_output, make_card, write_card
 from llmpipe.verify.compare import LOGIT_LIMIT, numeric_checks, probe, stream
 from llmpipe.verify.hf import HfModel
-from llmpipe.verify.inventory import hyper_parameter_checks, inventory_checks, lossy, storage_type
+from llmpipe.verify.inventory import hyper_parameter_checks, inventory_checks, rounded_to
 from llmpipe.verify.meta import MetaModel
 from llmpipe.verify.ours import OurModel
 from llmpipe.verify.rank_files import is_rank_files, rank_file_checks
@@ -43,9 +43,8 @@ def verify(subject: Path, reference: Path, output: Path | None = None) -> dict[s
 def checkpoint_checks(subject: Path, reference: Path) -> Findings:
     """Every check of a checkpoint against its source, and the first difference: a layer, a tensor or a setting."""
     candidate, source = HfModel(subject), open_reference(reference)
-    stored = storage_type(candidate)
-    if lossy(storage_type(source), stored):
-        source = open_reference(reference, stored)
+    if dtype := rounded_to(source, candidate):
+        source = open_reference(reference, dtype)
     inventory, tensor = inventory_checks(source, candidate)
     hyper, parameter = hyper_parameter_checks(source, candidate)
     vocab = candidate.config.vocab_size

@@ -5,8 +5,8 @@ The model is built on the meta device from config.json; one layer at a time gets
 
 import copy
 import json
+import math
 import re
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,10 @@ class HfModel:
     def __init__(self, path: Path, rounded_to: torch.dtype | None = None):
         """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use."""
         self.path, self.rounded_to = path, rounded_to
-        self.config = AutoConfig.from_pretrained(path, local_files_only=True)
-        with torch.device("meta"):
-            self.model: Any = AutoModelForCausalLM.from_config(
-                self.config, dtype=torch.float32, attn_implementation="sdpa"
-            )
+        self.config, self.model = _empty_model(path)
         self.rotary = type(self.model.model.rotary_emb)(config=self.config)
         self.num_layers: int = self.config.num_hidden_layers
         self.files = _key_files(path)
-        self._open = ExitStack()
         self._handles: dict[str, Any] = {}
 
     @property
@@ -44,19 +39,17 @@ class HfModel:
         """Every tensor in the files, in the order of the flow."""
         return sorted(self.files, key=_place)
 
-    def expected_names(self) -> set[str]:
-        """Every parameter that transformers looks for."""
-        names = {name for name, _ in self.model.named_parameters()}
-        return names - {"lm_head.weight"} if self.config.tie_word_embeddings else names
-
     def read(self, name: str) -> torch.Tensor:
         """One tensor in its stored type; UserError if no file has it."""
-        if name not in self.files:
-            raise UserError(f"{self.path} lacks {name}: {AutoModelForCausalLM.__name__} of transformers needs it")
-        file = self.files[name]
-        if file not in self._handles:
-            self._handles[file] = self._open.enter_context(safe_open(self.path / file, framework="pt"))
-        return self._handles[file].get_tensor(name)
+        return self._handle(name).get_tensor(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's stored type; nothing is read."""
+        return self._handle(name).get_slice(name)[:0].dtype
+
+    def num_elements(self) -> int:
+        """Of all tensors together; nothing is read."""
+        return sum(math.prod(self._handle(name).get_slice(name).get_shape()) for name in self.files)
 
     def hyper_parameters(self) -> dict[str, float]:
         """What shapes the arithmetic, as transformers reads config.json."""
@@ -89,6 +82,15 @@ class HfModel:
         name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
         return torch.nn.functional.linear(hidden, self._rounded(self.read(name)))
 
+    def _handle(self, name: str) -> Any:
+        """The open file that holds a tensor."""
+        if name not in self.files:
+            raise UserError(f"{self.path} lacks {name}, which transformers needs: convert it again")
+        file = self.files[name]
+        if file not in self._handles:
+            self._handles[file] = safe_open(self.path / file, framework="pt")
+        return self._handles[file]
+
     def _filled(self, module: torch.nn.Module, prefix: str) -> torch.nn.Module:
         """A copy of a module of the meta model, with the files' weights."""
         state = {name: self._rounded(self.read(prefix + name)) for name in module.state_dict()}
@@ -101,6 +103,19 @@ class HfModel:
 
     def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
         return (tensor.to(self.rounded_to) if self.rounded_to else tensor).float()
+
+
+def _empty_model(path: Path) -> tuple[Any, Any]:
+    """What config.json describes, by transformers, without memory for weights."""
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'} cannot be read by transformers: {error}") from error
+    if config.model_type != "llama":
+        raise UserError(f"{path / 'config.json'}: model_type {config.model_type!r}: this version verifies 'llama' only")
+    return config, model
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -11,9 +11,8 @@ from typing import Protocol
 
 import torch
 
-from llmpipe.errors import UserError
 from llmpipe.progress import progress
-from llmpipe.verify.card import Check, at_most
+from llmpipe.verify.card import Check, Findings, at_most
 
 
 class Inventory(Protocol):
@@ -22,6 +21,7 @@ class Inventory(Protocol):
     path: Path
 
     def names(self) -> list[str]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
     def read(self, name: str) -> torch.Tensor: ...
     def hyper_parameters(self) -> dict[str, float]: ...
 
@@ -50,14 +50,9 @@ def fingerprint(tensor: torch.Tensor, dtype: torch.dtype) -> Print:
     return tuple(tensor.shape), total % (1 << 64)
 
 
-def storage_type(side: Inventory) -> torch.dtype:
-    """The one type that a side stores its tensors in; UserError if there are several."""
-    types = Counter(side.read(name).dtype for name in side.names())
-    if len(types) > 1:
-        raise UserError(
-            f"{side.path} stores tensors in several types: {', '.join(f'{n} {t}' for t, n in types.items())}"
-        )
-    return next(iter(types))
+def storage_types(side: Inventory) -> Counter[torch.dtype]:
+    """The types that a side stores its tensors in, with their counts."""
+    return Counter(side.dtype(name) for name in side.names())
 
 
 def lossy(source: torch.dtype, stored: torch.dtype) -> bool:
@@ -65,34 +60,51 @@ def lossy(source: torch.dtype, stored: torch.dtype) -> bool:
     return torch.promote_types(source, stored) != stored
 
 
-def inventory_checks(reference: Inventory, subject: Inventory) -> tuple[list[Check], str | None]:
+def rounded_to(reference: Inventory, subject: Inventory) -> torch.dtype | None:
+    """The type that convert rounded the source's values to; None if it kept them."""
+    stored = list(storage_types(subject))
+    rounds = len(stored) == 1 and any(lossy(dtype, stored[0]) for dtype in storage_types(reference))
+    return stored[0] if rounds else None
+
+
+def inventory_checks(reference: Inventory, subject: Inventory) -> Findings:
     """The rows of the card on the bytes, and the first tensor that has no partner."""
-    names, stored = subject.names(), storage_type(subject)
-    found: dict[Print, list[str]] = {}
-    elements, rounding, sources, missing = [0, 0], 0.0, Counter(), []
+    names, stored = subject.names(), storage_types(subject)
+    found: dict[tuple[torch.dtype, Print], list[str]] = {}
+    elements, rounding, missing = [0, 0], 0.0, []
     with progress("verify", len(names) + len(reference.names()), "tensors") as shown:
         for name in names:
             tensor = subject.read(name)
             elements[1] += tensor.numel()
-            found.setdefault(fingerprint(tensor, stored), []).append(name)
+            found.setdefault((tensor.dtype, fingerprint(tensor, tensor.dtype)), []).append(name)
             shown.add(1, name)
         for name in reference.names():
             tensor = reference.read(name)
             elements[0] += tensor.numel()
-            sources[tensor.dtype] += 1
-            rounding = max(rounding, largest_rounding(tensor, stored))
-            partners = found.get(fingerprint(tensor, stored), [])
-            if partners:
-                partners.pop()
-            else:
+            dtype = _take_partner(tensor, found, stored)
+            if dtype is None:
                 missing.append(name)
+            else:
+                rounding = max(rounding, largest_rounding(tensor, dtype))
             shown.add(1, name)
-    left = [name for partners in found.values() for name in partners]
+    left = [name for name in names if any(name in partners for partners in found.values())]
     return [
         at_most("parameters", abs(elements[0] - elements[1]), 0, f"{elements[1]:,}, the source has {elements[0]:,}"),
         at_most("tensors without a partner", len(missing) + len(left), 0, _unmatched(len(names), missing, left)),
-        Check("storage", rounding, None, "pass", _storage(sources, stored)),
+        Check("storage", rounding, None, "pass", _storage(storage_types(reference), stored)),
     ], next(iter(missing + left), None)
+
+
+def _take_partner(
+    tensor: torch.Tensor, found: dict[tuple[torch.dtype, Print], list[str]], stored: Counter[torch.dtype]
+) -> torch.dtype | None:
+    """Strike out one tensor of the subject that holds these rows, and return its type; its own type is tried first."""
+    for dtype in sorted(stored, key=lambda dtype: dtype != tensor.dtype):
+        partners = found.get((dtype, fingerprint(tensor, dtype)), [])
+        if partners:
+            partners.pop(0)
+            return dtype
+    return None
 
 
 def largest_rounding(tensor: torch.Tensor, stored: torch.dtype) -> float:
@@ -112,17 +124,18 @@ def _unmatched(count: int, missing: list[str], left: list[str]) -> str:
     return "rows compared bit for bit; " + "; ".join(parts)
 
 
-def _storage(sources: Counter[torch.dtype], stored: torch.dtype) -> str:
-    given = ", ".join(str(dtype).removeprefix("torch.") for dtype in sources)
-    kept = str(stored).removeprefix("torch.")
+def _storage(sources: Counter[torch.dtype], stored: Counter[torch.dtype]) -> str:
+    given, kept = (
+        ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types)) for types in (sources, stored)
+    )
     if given == kept:
-        return f"{kept} on both sides"
-    if not any(lossy(dtype, stored) for dtype in sources):
+        return f"{given} on both sides"
+    if not any(lossy(source, dtype) for source in sources for dtype in stored):
         return f"{given} stored as {kept}, without rounding"
     return f"{given} rounded to {kept}: the largest relative change; the forward's reference is rounded too"
 
 
-def hyper_parameter_checks(reference: Inventory, subject: Inventory) -> tuple[list[Check], str | None]:
+def hyper_parameter_checks(reference: Inventory, subject: Inventory) -> Findings:
     """The row of the card on the hyper-parameters, and the first that differs."""
     theirs, ours = reference.hyper_parameters(), subject.hyper_parameters()
     wrong = [

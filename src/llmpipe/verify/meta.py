@@ -56,10 +56,15 @@ class MetaModel:
         self.head_dim = self.hidden // self.num_heads
         self.eps: float = self.params.get("norm_eps", 1e-5)
         self.theta = float(self.params.get("rope_theta", 1e4))
+        self._check_frequencies()
 
     def names(self) -> list[str]:
-        """Every parameter; the frequencies that old files carry follow from theta and are no parameter."""
+        """Every parameter; the frequencies that old files carry follow from theta, see `_check_frequencies`."""
         return [name for name in self.shards[0] if name != "rope.freqs"]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's stored type; nothing is read."""
+        return self.shards[0][name].dtype
 
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor in its stored type, the shards joined; UserError if a shard lacks it or copies differ."""
@@ -112,9 +117,20 @@ class MetaModel:
 
     def _turns(self, positions: torch.Tensor) -> torch.Tensor:
         """exp(i * position * frequency) of each pair: (B, T, 1, D / 2), complex."""
-        frequencies = 1.0 / self.theta ** (torch.arange(0, self.head_dim, 2).float() / self.head_dim)
-        angles = positions.float()[..., None, None] * frequencies
+        angles = positions.float()[..., None, None] * self._frequencies()
         return torch.polar(torch.ones_like(angles), angles)
+
+    def _frequencies(self) -> torch.Tensor:
+        return 1.0 / self.theta ** (torch.arange(0, self.head_dim, 2).float() / self.head_dim)
+
+    def _check_frequencies(self) -> None:
+        """Llama 1's and 2's files carry the frequencies: a second word on theta, in at least 8 bits."""
+        stored = self.shards[0].get("rope.freqs")
+        if stored is not None and not torch.allclose(stored.float(), self._frequencies(), rtol=1e-2):
+            raise UserError(
+                f"{self.path}: rope.freqs in consolidated.00.pth is not what rope_theta {self.theta:g} of params.json"
+                " gives: put the params.json there that belongs to these weights"
+            )
 
     def _weight(self, name: str) -> torch.Tensor:
         return self._rounded(self.read(f"{name}.weight"))

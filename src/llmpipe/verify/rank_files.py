@@ -109,7 +109,7 @@ def held(whole: torch.Tensor, kind: str, tp: int, rank: int, num_kv_heads: int) 
 def forward_checks(subject: Path, checkpoint: HfModel) -> Findings:
     """The sharded model in its tp x pp processes against transformers on the checkpoint, where it fits in memory."""
     tp, pp = _layout(subject)
-    needed = int(1.3 * 4 * sum(checkpoint.read(name).numel() for name in checkpoint.names()))
+    needed = int(1.3 * 4 * checkpoint.num_elements())
     if needed > available_bytes():
         detail = (
             f"{needed >> 30} GiB are needed in fp32, {available_bytes() >> 30} GiB are free; the slices are bit-equal"
@@ -119,6 +119,8 @@ def forward_checks(subject: Path, checkpoint: HfModel) -> Findings:
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     trace = Trace(logits=(run(checkpoint, tokens, positions), rank_logits(subject, tokens, tp, pp)))
     checks = numeric_checks(trace, tokens)
+    detail = f"logits of {tp} x {pp} processes against transformers on the checkpoint, fp32: the rows above"
+    checks.append(Check("forward in ranks", None, None, "pass", detail))
     if all(check.verdict == "pass" for check in checks):
         return checks, None
     alone = stream(checkpoint, OurModel(subject), tokens, positions).first_difference
@@ -183,7 +185,12 @@ def _names(tp: int, pp: int) -> set[str]:
 
 
 def _layout(subject: Path) -> tuple[int, int]:
-    header = _header(subject / "tp0-pp0.safetensors")
+    path = subject / "tp0-pp0.safetensors"
+    header = _header(path)
+    if not (str(header.get("tp")).isdecimal() and str(header.get("pp")).isdecimal()):
+        raise UserError(
+            f"{path} does not say its layout, tp and pp, in its header's metadata: shard the checkpoint again"
+        )
     return int(header["tp"]), int(header["pp"])
 
 
