@@ -1,0 +1,75 @@
+"""Manifests: the files' hashes by hashlib, and what a damaged directory is told."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from llmpipe.checkpoint import manifest
+from llmpipe.errors import UserError
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/b").write_bytes(b"two")
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / ".snakemake_timestamp").touch()
+    manifest.write(tmp_path, "checkpoint", {"path": "x"})
+    return tmp_path
+
+
+def test_every_file_is_hashed_and_hidden_ones_are_not(made: Path) -> None:
+    written = json.loads((made / "manifest.json").read_text())
+    assert (written["kind"], written["source"]) == ("checkpoint", {"path": "x"})
+    assert written["files"] == {
+        "a": {"sha256": hashlib.sha256(b"one").hexdigest(), "bytes": 3},
+        "sub/b": {"sha256": hashlib.sha256(b"two").hexdigest(), "bytes": 3},
+    }
+    assert manifest.check(made).files == written["files"]
+
+
+def test_digest_is_of_the_contents_alone(made: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "sub").mkdir()
+    (other / "a").write_bytes(b"one")
+    (other / "sub/b").write_bytes(b"two")
+    digest = manifest.write(other, "checkpoint", {"path": "y"}).digest
+    assert digest == manifest.read(made).digest
+    (other / "a").write_bytes(b"six")
+    assert manifest.write(other, "checkpoint", {"path": "y"}).digest != digest
+
+
+def test_known_hashes_are_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+    assert manifest.write(tmp_path, "checkpoint", {}, {"a": "f00d"}).files["a"]["sha256"] == "f00d"
+
+
+def test_damage_is_named(made: Path) -> None:
+    (made / "a").write_bytes(b"One")
+    with pytest.raises(
+        UserError, match=re.escape(f"{made / 'a'} does not have the SHA-256 that manifest.json says: it was")
+    ):
+        manifest.check(made)
+    (made / "a").write_bytes(b"on")
+    with pytest.raises(
+        UserError, match=re.escape(f"{made / 'a'} has 2 bytes, but manifest.json says 3: it is truncated")
+    ):
+        manifest.check(made)
+    (made / "a").unlink()
+    with pytest.raises(
+        UserError, match=re.escape(f"{made / 'a'} is missing, but manifest.json lists it: run the stage that")
+    ):
+        manifest.check(made)
+    (made / "manifest.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=re.escape(f"{made / 'manifest.json'} is damaged ('kind'): run the stage that makes")
+    ):
+        manifest.check(made)
+    (made / "manifest.json").unlink()
+    with pytest.raises(
+        UserError, match=re.escape(f"{made} has no manifest.json: it is not a finished output of llmpipe")
+    ):
+        manifest.read(made)
