@@ -1,1 +1,43 @@
-"""What every test shares."""
+"""A tiny model and a tiny dataset, made without llmpipe's converters: transformers and hand-written bytes."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmpipe.checkpoint import manifest
+
+VOCAB = 203  # odd, so that the vocabulary's slices differ in size
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory with a random grouped-query Llama."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, initializer_range=0.1,
+    )  # fmt: skip
+    directory = tmp_path_factory.mktemp("checkpoint")
+    LlamaForCausalLM(config).save_pretrained(directory)
+    manifest.write(directory, "checkpoint", {})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prefix of a dataset of 400 random documents, written byte by byte in Megatron's format."""
+    prefix = tmp_path_factory.mktemp("dataset") / "corpus"
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(3, 40, 400).astype("<i4")
+    # Each token follows from the one before, with noise, so that there is something to learn.
+    tokens = (np.cumsum(rng.integers(1, 4, sizes.sum())) * 7 % VOCAB).astype("<u2")
+    prefix.with_suffix(".bin").write_bytes(tokens.tobytes())
+    pointers = np.concatenate([[0], np.cumsum(sizes[:-1].astype("<i8")) * 2]).astype("<i8")
+    documents = np.arange(len(sizes) + 1, dtype="<i8")
+    header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, len(sizes), len(documents))
+    prefix.with_suffix(".idx").write_bytes(header + sizes.tobytes() + pointers.tobytes() + documents.tobytes())
+    return prefix

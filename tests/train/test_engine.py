@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def sum_over_documents(model: LlamaForCausalLM, batch) -> torch.Tensor:
     total = torch.zeros(())
     bounds = sorted(set(batch.cu_seqlens.flatten().tolist()))
     tokens, labels, weights = batch.tokens.flatten(), batch.labels.flatten(), batch.weights.flatten()
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         logits = model(tokens[None, start:end]).logits[0]
         loss = torch.nn.functional.cross_entropy(logits, labels[start:end], reduction="none")
         total = total + (loss * weights[start:end]).sum()
