@@ -10,6 +10,7 @@ import torch
 from meta_files import FFN, HEAD_DIM, HIDDEN, LAYERS, VOCAB
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest, rank_files
 from llmpipe.checkpoint.convert import convert, merge, shard
@@ -123,8 +124,6 @@ def test_slices_are_read_across_ranks(checkpoint: Path, hf_tensors: Tensors, tmp
 
 def test_vocabulary_smaller_than_the_ranks_can_share(tmp_path: Path) -> None:
     """9 rows over 8 ranks: 2, 2, 2, 2, 1 and three ranks without any."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         vocab_size=9, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=8,
         pad_token_id=None,
@@ -157,6 +156,19 @@ def test_ranks_that_each_write_their_own_make_the_same_files(checkpoint: Path, t
     assert made.kind == "weights"
     assert rank_files.checkpoint_digest(tmp_path / "weights") == made.digest
     assert made.files["tokenizer.model"] == manifest.read(checkpoint).files["tokenizer.model"]
+
+
+def test_config_says_the_type_that_a_run_left(checkpoint: Path, tmp_path: Path) -> None:
+    """A float32 checkpoint trained in bf16: transformers loads the merged weights in the type of config.json."""
+    (tmp_path / "weights").mkdir()
+    source = open_source(checkpoint)
+    tensors = {key: source.read(key).to(torch.bfloat16) for key in source.keys()}  # noqa: SIM118
+    hashes = {"tp0-pp0.safetensors": rank_files.write_rank(tmp_path / "weights", 1, 1, 0, 0, tensors, {})}
+    rank_files.finish(tmp_path / "weights", checkpoint, "weights", {}, hashes)
+    merge(tmp_path / "weights", tmp_path / "merged")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "merged")
+    assert model.dtype == torch.bfloat16
+    assert torch.equal(model.lm_head.weight, tensors["head.weight"])
 
 
 def _offset(path: Path, key: str) -> int:

@@ -127,7 +127,7 @@ def write(source: TensorSource, directory: Path, dtype: torch.dtype | None = Non
     """
     hashes = carried_files(source.path, directory) | tokenizer_files.complete(source, directory)
     copied = isinstance(source, HfSource) and all(dtype in (None, source.dtype(key)) for key in source.keys())  # noqa: SIM118
-    _write_config(source, directory, None if copied else dtype)
+    _write_config(source, directory, dtype, copied)
     return hashes | (_copy_weights(source.path, directory) if copied else _write_weights(source, directory, dtype))
 
 
@@ -152,15 +152,17 @@ def _write_weights(source: TensorSource, directory: Path, dtype: torch.dtype | N
         return stream.write_model(directory, entries, lambda name: source.read(ours[name]), shown=shown)
 
 
-def _write_config(source: TensorSource, directory: Path, dtype: torch.dtype | None) -> None:
-    """config.json: the source's own where it has one, with the new type; else made from the shape."""
+def _write_config(source: TensorSource, directory: Path, dtype: torch.dtype | None, copied: bool) -> None:
+    """config.json: the source's own where it has one, with the written type; else made from the shape."""
+    types = {dtype or source.dtype(key) for key in source.keys()}  # noqa: SIM118
+    written = _name(types.pop()) if len(types) == 1 else None
     if (source.path / "config.json").is_file():
         config = read_json(source.path / "config.json")
-        if dtype:
-            config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": _name(dtype)}
+        if written not in (None, config.get("dtype"), config.get("torch_dtype")) and not copied:
+            config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": written}
     else:
         bos, eos = tokenizer_files.control_ids(source.path)
-        config = to_hf_config(source.shape, _name(dtype or source.dtype("embedding.weight")), bos, eos)
+        config = to_hf_config(source.shape, written or _name(source.dtype("embedding.weight")), bos, eos)
     write_json(directory / "config.json", config)
 
 
