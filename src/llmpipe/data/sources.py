@@ -6,7 +6,7 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from llmpipe.errors import UserError, nearest
 
@@ -52,7 +52,7 @@ def documents(path: Path, text_key: str, read: Callable[[int], None]) -> Iterato
     """
     if path.name.endswith(".txt"):
         data = path.read_bytes()
-        _check_utf8(data, path, first_line=1)
+        _decoded(data, path, first_line=1)
         read(len(data))
         yield data
         return
@@ -60,8 +60,7 @@ def documents(path: Path, text_key: str, read: Callable[[int], None]) -> Iterato
         before = 0
         for number, line in enumerate(_lines(raw, path), start=1):
             if line.strip():
-                _check_utf8(line, path, first_line=number)
-                yield _text(line, text_key, f"{path}, line {number}")
+                yield _text(_decoded(line.strip(), path, number), text_key, f"{path}, line {number}")
             position = raw.tell()
             read(position - before)
             before = position
@@ -79,12 +78,13 @@ def _lines(raw: IO[bytes], path: Path) -> Iterator[bytes]:
         raise UserError(f"{path} is truncated or no gzip file: {error}") from error
 
 
-def _text(line: bytes, key: str, where: str) -> bytes:
+def _text(line: str, key: str, where: str) -> bytes:
     """The document of a JSON line."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}): {_shown(line)}") from error
+        reason = f"{error.msg}: character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        raise UserError(f"{where} is not JSON ({reason}): {_shown(line)}") from error
     if not isinstance(value, dict):
         raise UserError(f'{where} is {_KINDS[type(value)]}, but each line has to be an object like {{"{key}": "…"}}')
     if key not in value:
@@ -109,17 +109,16 @@ def _encoded(text: str, where: str) -> bytes:
         ) from error
 
 
-def _check_utf8(data: bytes, path: Path, first_line: int) -> None:
+def _decoded(data: bytes, path: Path, first_line: int) -> str:
     try:
-        data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         line = first_line + data.count(b"\n", 0, error.start)
-        before = _shown(data[max(0, error.start - 20) : error.start])
-        found = f"byte 0x{data[error.start]:02X} after {before}"
+        before = data[max(0, error.start - 20) : error.start].decode(errors="replace")
+        found = f"byte 0x{data[error.start]:02X} after {before!r}"
         raise UserError(f"{path}, line {line} is not UTF-8: {found}; convert the file to UTF-8") from error
 
 
-def _shown(data: Any) -> str:
+def _shown(line: str) -> str:
     """The beginning of a line, for an error."""
-    text = data.decode(errors="replace").strip()
-    return repr(text if len(text) <= 60 else text[:60] + "…")
+    return repr(line if len(line) <= 60 else line[:60] + "…")

@@ -1,0 +1,135 @@
+"""The compiled helpers against NumPy twins, and against arrays that megatron-core itself made."""
+
+import hashlib
+
+import index_twins
+import numpy as np
+import pytest
+
+from llmpipe import helpers
+
+# SHA-256, cut to 16 digits, of megatron-core 0.16.1's own arrays: GPTDataset._build_document_sample_shuffle_indices of
+# documents 20..989 of LENGTHS at sequence length 64, written as <i4, <i8 and <u4. 500 samples are part of one epoch,
+# 7377 are 3.3 epochs (the last shuffled apart), 6594 are 2.95 epochs (all shuffled together).
+LENGTHS = np.random.RandomState(7).randint(0, 300, 1000).astype(np.int64)
+MEGATRON = {
+    (500, 1234): ("79228ba9a255b3e1", "f14e3e22a6d52bbc", "3e77f1fdc455b25b"),
+    (500, 4294967295): ("73d95b1302cc1f3b", "c54451f6f8447b2f", "c8ddf6e6003a9ba3"),
+    (7377, 1234): ("74c2d002f3e6df0d", "4508ad8324194bd6", "1cea2f0fa463a407"),
+    (7377, 4294967295): ("e2664d6807a5f41e", "dd319dcdf82d471a", "15aa1f47fe38a937"),
+    (6594, 1234): ("955d7868e591fc79", "8fd6e250a19a8779", "927d2d7b93c788fb"),
+    (6594, 4294967295): ("e96b57ffeb0fea5a", "11f07fa1b412bf22", "17db4b0564ee0a2f"),
+}
+
+
+def fingerprint(array: np.ndarray, dtype: str) -> str:
+    return hashlib.sha256(array.astype(dtype).tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("num_samples", "seed"), MEGATRON)
+def test_gpt_index_is_megatrons(num_samples: int, seed: int) -> None:
+    found = helpers.gpt_index(LENGTHS, 20, 990, 64, num_samples, seed)
+    assert tuple(map(fingerprint, found, ("<i4", "<i8", "<u4"))) == MEGATRON[num_samples, seed]
+
+
+def test_blend_index_is_megatrons() -> None:
+    """As above: megatron-core 0.16.1's build_blending_indices with weights 1, 3, 6.5 over their sum, 1000 samples."""
+    weights = np.array([1.0, 3.0, 6.5])
+    datasets, samples = helpers.blend_index(weights / weights.sum(), 1000)
+    assert fingerprint(datasets, "<i2") == "4edff5211f4f8e7b"
+    assert fingerprint(samples, "<i8") == "2d59172362166468"
+
+
+def test_gpt_index_equals_the_twin_on_random_datasets() -> None:
+    random, several_epochs = np.random.default_rng(0), 0
+    for _ in range(300):
+        lengths = random.integers(0, 40, random.integers(2, 60))
+        first = int(random.integers(0, len(lengths) - 1))
+        last = int(random.integers(first + 1, len(lengths) + 1))
+        seq_len, num_samples = int(random.integers(1, 50)), int(random.integers(1, 200))
+        if lengths[first:last].sum() < 2:
+            continue
+        arguments = (lengths, first, last, seq_len, num_samples, int(random.integers(0, 2**32)))
+        found, expected = helpers.gpt_index(*arguments), index_twins.gpt_index(*arguments)
+        several_epochs += len(found[0]) > last - first
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert several_epochs > 100
+
+
+def test_shuffles_longer_than_a_block_and_a_power_of_two() -> None:
+    lengths = np.full(2**16 + 1, 3)
+    arguments = (lengths, 0, len(lengths), 2, 90_000, 99)
+    for ours, theirs in zip(helpers.gpt_index(*arguments), index_twins.gpt_index(*arguments), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [0.2, 0.3, 0.5], [0.01, 0.99], [1 / 7] * 7])
+def test_blend_index_equals_the_twin(weights: list[float]) -> None:
+    for ours, theirs in zip(
+        helpers.blend_index(np.array(weights), 500), index_twins.blend_index(weights, 500), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_types_of_the_indices_are_megatrons() -> None:
+    documents, samples, order = helpers.gpt_index(np.array([5, 6]), 0, 2, 2, 4, 1)
+    assert (documents.dtype, samples.dtype, order.dtype) == (np.int32, np.int64, np.uint32)
+    assert samples.shape == (len(order) + 1, 2)
+    assert [array.dtype for array in helpers.blend_index(np.array([1.0]), 3)] == [np.int16, np.int64]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.array([0, 0]), 0, 2, 4, 1, 1), "the documents hold no tokens"),
+        ((np.array([3, -1]), 0, 2, 4, 1, 1), "document 1 has a negative length"),
+        ((np.array([3, 4]), 0, 3, 4, 1, 1), "documents 0 to 3 are not among the 2 documents"),
+        ((np.array([3, 4]), -1, 2, 4, 1, 1), "documents -1 to 2 are not among the 2 documents"),
+        ((np.array([3, 4]), 0, 2, 0, 1, 1), "seq_len and num_samples have to be 1 or more"),
+        ((np.array([3, 4]), 0, 2, 4, 0, 1), "seq_len and num_samples have to be 1 or more"),
+        ((np.array([3, 4]), 0, 2, 1, 2**33, 1), "more than 2^32 - 2 samples"),
+    ],
+)
+def test_gpt_index_refuses(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("^", r"\^")):
+        helpers.gpt_index(*arguments)
+
+
+def test_blend_index_refuses_no_dataset() -> None:
+    with pytest.raises(ValueError, match="a blend takes 1 to 32766 datasets"):
+        helpers.blend_index(np.array([]), 3)
+    with pytest.raises(ValueError, match="num_samples has to be 0 or more"):
+        helpers.blend_index(np.array([1.0]), -1)
+
+
+def test_byte_pointers() -> None:
+    sizes = np.array([3, 0, 2**31 - 1, 4], np.int32)
+    expected = np.concatenate([[100], 100 + np.cumsum(sizes.astype(np.int64) * 4)[:-1]])
+    np.testing.assert_array_equal(helpers.byte_pointers(sizes, 4, 100), expected)
+    assert helpers.byte_pointers(np.array([], np.int32), 2).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": [3, -2, 4]}, "sequence 1 has -2 tokens"),
+        ({"pointers": [0, 6, 9]}, "sequence 2 starts at byte 9, but the sizes before it say byte 10"),
+        ({"pointers": [0, 6]}, "3 sizes, but 2 pointers"),
+        ({"bin_bytes": 16}, "the index describes 18 bytes of tokens, but the .bin has 16"),
+        ({"documents": []}, "the document index is empty, but has to start with 0"),
+        ({"documents": [1, 3]}, "the document index starts with 1, but has to start with 0"),
+        ({"documents": [0, 2, 1, 3]}, "document 2 starts at sequence 1, before document 1 at sequence 2"),
+        ({"documents": [0, 2]}, "the document index ends at sequence 2, but there are 3 sequences"),
+    ],
+)
+def test_check_index_refuses(changes: dict, message: str) -> None:
+    good = {"sizes": [3, 2, 4], "pointers": [0, 6, 10], "documents": [0, 2, 3], "item_bytes": 2, "bin_bytes": 18}
+    types = {"sizes": np.int32, "pointers": np.int64, "documents": np.int64}
+
+    def check(values: dict) -> None:
+        helpers.check_index(**{k: np.array(v, types[k]) if k in types else v for k, v in values.items()})
+
+    check(good)
+    with pytest.raises(ValueError, match=message):
+        check(good | changes)
