@@ -64,6 +64,8 @@ class HfModel:
             "vocabulary": config.vocab_size,
             "norm eps": config.rms_norm_eps,
             "rope theta": config.rope_parameters["rope_theta"],
+            "tied embedding": int(config.tie_word_embeddings),
+            "longest sequence": config.max_position_embeddings,
         }
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:

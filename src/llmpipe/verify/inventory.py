@@ -118,7 +118,7 @@ def largest_rounding(tensor: torch.Tensor, stored: torch.dtype) -> float:
 
 def _unmatched(count: int, missing: list[str], left: list[str]) -> str:
     if not missing and not left:
-        return f"each of {count} tensors holds the rows of one of the source's, bit for bit"
+        return f"each of {count} tensors holds the rows of one of the source's, bit for bit as stored"
     parts = [f"{what} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" for what, names in
              (("of the source alone:", missing), ("not of the source:", left)) if names]  # fmt: skip
     return "rows compared bit for bit; " + "; ".join(parts)

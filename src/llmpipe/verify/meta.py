@@ -87,6 +87,7 @@ class MetaModel:
             "vocabulary": self.read("tok_embeddings.weight").shape[0],
             "norm eps": self.eps,
             "rope theta": self.theta,
+            "tied embedding": 0,
         }
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
