@@ -37,8 +37,9 @@ def test_reads_whole_tensors_and_slices_into_fresh_memory(hf: Path, hf_tensors: 
     assert torch.equal(source.read("layers.3.attention.q.weight"), q)
     part = source.read("layers.3.attention.q.weight", (slice(3, 9), slice(2, 4)))
     assert torch.equal(part, q[3:9, 2:4])
-    part.fill_(7)  # nothing but the caller's own memory changes
     assert part.is_contiguous()
+    for fresh in (part, source.read("layers.3.attention.q.weight")):
+        fresh.fill_(7)  # nothing but the caller's own memory changes
     assert torch.equal(source.read("layers.3.attention.q.weight"), q)
 
 
