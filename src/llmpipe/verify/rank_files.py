@@ -39,6 +39,7 @@ _LAYER = {
 }
 _OUTSIDE = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "head"}
 _BY_COLUMNS = ("attention.o", "mlp.down")
+_INTEGER = {2: torch.int16, 4: torch.int32}
 
 
 def is_rank_files(path: Path) -> bool:
@@ -150,10 +151,10 @@ def _unequal(name: str, stored: torch.Tensor, part: torch.Tensor) -> list[str]:
     """A sentence if two tensors are not the same bytes: equal floats may have other bits, and NaN equals nothing."""
     if stored.dtype != part.dtype or stored.shape != part.shape:
         return [f"{name} is {stored.dtype} {list(stored.shape)}, not {part.dtype} {list(part.shape)}"]
-    bits = [x.contiguous().view(torch.uint8).view(*x.shape, x.element_size()) for x in (stored, part)]
-    unequal = (bits[0] != bits[1]).any(-1)
-    if not unequal.any():
+    bits = [x.contiguous().view(_INTEGER[x.element_size()]) for x in (stored, part)]
+    if torch.equal(*bits):
         return []
+    unequal = bits[0] != bits[1]
     return [
         f"{name} differs in {int(unequal.sum())} of {stored.numel()} elements, first at {unequal.nonzero()[0].tolist()}"
     ]
