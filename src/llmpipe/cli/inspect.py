@@ -1,0 +1,43 @@
+"""llmpipe inspect."""
+
+from pathlib import Path
+
+import click
+
+from llmpipe.cli import with_log
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Show a dataset's first documents as text.")
+@click.option("--documents", type=click.IntRange(min=1), default=3, show_default=True, help="How many of them.")
+@with_log
+def command(path: Path, tokenizer: Path | None, documents: int) -> None:
+    """Show what a dataset, checkpoint, rank files or a run's weights hold, on standard output.
+
+    PATH is a dataset's prefix (its files without .bin and .idx) or a directory with a manifest.json.
+
+    \b
+    Example:
+      llmpipe inspect results/models/tiny_llama/checkpoint
+    """
+    from llmpipe.checkpoint import manifest
+    from llmpipe.errors import UserError
+
+    if path.suffix in (".bin", ".idx"):
+        path = path.with_suffix("")
+    if path.with_name(path.name + ".idx").is_file():
+        from llmpipe.data.describe import describe, first_documents
+
+        click.echo(describe(path))
+        if tokenizer:
+            click.echo("\n" + first_documents(path, tokenizer, documents))
+    elif (path / manifest.NAME).is_file():
+        from llmpipe.checkpoint.describe import describe
+
+        click.echo(describe(path))
+    else:
+        inside = sorted(str(found.parent) for found in path.glob(f"*/{manifest.NAME}"))
+        inside += sorted(str(found.with_suffix("")) for found in path.glob("*.idx"))
+        hint = f"; inside it there are {', '.join(inside)}" if inside else ""
+        raise UserError(f"{path} is neither the prefix of a dataset nor a directory with a {manifest.NAME}{hint}")

@@ -1,0 +1,71 @@
+"""What a dataset holds, as text for `llmpipe inspect`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmpipe.data import manifest
+from llmpipe.data.indexed import Reader
+
+BAR_WIDTH = 40
+TEXT_WIDTH = 300
+
+
+def describe(prefix: Path) -> str:
+    """Counts, the manifest's facts and the lengths of the documents."""
+    reader = Reader(prefix)
+    rows = {
+        "documents": f"{reader.num_documents:,}",
+        "tokens": f"{len(reader.tokens):,}",
+        "stored as": f"{reader.dtype}, {reader.tokens.nbytes:,} bytes",
+        **_manifest_rows(manifest.read(prefix)),
+    }
+    lines = [f"dataset {prefix}", *(f"  {name:<12}{value}" for name, value in rows.items())]
+    if reader.num_documents:
+        lines += ["", "tokens in a document, and how many documents have so many", *histogram(reader.lengths)]
+    return "\n".join(lines)
+
+
+def _manifest_rows(facts: dict[str, Any] | None) -> dict[str, str]:
+    if facts is None:
+        return {"manifest": "none: not made by llmpipe, so its tokenizer is not known"}
+    tokenizer, empty = facts["tokenizer"], facts["empty_documents"]
+    rows = {
+        "left out": f"{empty:,} documents without text",
+        "tokenizer": f"{tokenizer['path']}, {tokenizer['vocab_size']:,} tokens, SHA-256 {tokenizer['sha256']}",
+        "BOS": "before each document" if facts["bos"] else "none",
+        "EOD": "after each document" if facts["append_eod"] else "none",
+        "llmpipe": facts["llmpipe"],
+    }
+    for number, source in enumerate(facts["sources"], start=1):
+        rows[f"source {number}"] = f"{source['path']}, {source['bytes']:,} bytes, SHA-256 {source['sha256']}"
+    return rows
+
+
+def histogram(lengths: NDArray[np.int64]) -> list[str]:
+    """A bar per power of two; the longest bar is the fullest range."""
+    powers = np.frexp(lengths)[1]  # 0 for 0, else 1 + floor(log2)
+    counts = np.bincount(powers)
+    lines = []
+    for power in range(int(powers.min()), len(counts)):
+        first, last = (2 ** (power - 1), 2**power - 1) if power else (0, 0)
+        bar = "#" * -(-BAR_WIDTH * int(counts[power]) // int(counts.max()))
+        lines.append(f"  {first:>11,} to {last:>11,}  {counts[power]:>11,}  {bar}".rstrip())
+    return lines
+
+
+def first_documents(prefix: Path, tokenizer_path: Path, count: int) -> str:
+    """The beginnings of the first documents as text; UserError if another tokenizer made them."""
+    from llmpipe.data.loader import check_tokenizer  # here, because it imports torch
+    from llmpipe.data.tokenizer import Tokenizer
+
+    tokenizer, reader = Tokenizer(tokenizer_path), Reader(prefix)
+    check_tokenizer(prefix, tokenizer.path)
+    lines = []
+    for number in range(min(count, reader.num_documents)):
+        text = tokenizer.decode(reader.read(number).tolist())
+        shown = text if len(text) <= TEXT_WIDTH else text[:TEXT_WIDTH] + "…"
+        lines += [f"document {number}, {reader.lengths[number]:,} tokens", shown, ""]
+    return "\n".join(lines).rstrip()
