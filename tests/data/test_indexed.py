@@ -128,6 +128,15 @@ def test_nothing_appears_when_the_block_fails_and_the_old_stays(tmp_path: Path) 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_document_too_long_for_the_format_is_refused(tmp_path: Path) -> None:
+    endless = np.broadcast_to(np.uint16(7), 2**31)  # one token in memory
+    message = "document 1 has 2,147,483,648 tokens, but the format takes 2,147,483,647: cut it up"
+    with pytest.raises(UserError, match=message), Writer(tmp_path / "d", np.dtype(np.uint16)) as writer:
+        writer.add(np.array([1]), np.array([1]))
+        writer.add(endless, np.array([2**31]))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_new_dataset_takes_the_old_manifest_away(tmp_path: Path) -> None:
     write(tmp_path / "d", [1, 2])
     manifest.write(tmp_path / "d", {})

@@ -121,3 +121,10 @@ def test_a_weight_that_is_not_above_0_is_refused(tmp_path: Path, weight: float) 
     dataset(tmp_path / "d", [5])
     with pytest.raises(UserError, match=f"the weight of .*d is {weight}, but has to be above 0"):
         Blend({tmp_path / "d": weight}, ALL, "train", 4, 1, 0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_does_not_take_is_refused(tmp_path: Path, seed: int) -> None:
+    dataset(tmp_path / "d", [5])
+    with pytest.raises(UserError, match=f"seed {seed} has to be 0 to 4294967295"):
+        Samples(tmp_path / "d", ALL, "train", 4, 1, seed)

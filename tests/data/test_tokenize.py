@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -138,29 +138,21 @@ def test_a_mark_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
 
 
 def test_kill_9_leaves_nothing_finished(tmp_path: Path, tokenizer_dir: Path) -> None:
-    """The corpus is a pipe that never ends, so that the kill falls in the middle of the work."""
-    pipe, out = tmp_path / "c.jsonl", tmp_path / "out"
-    os.mkfifo(pipe)
-    out.mkdir()
-    arguments = ["tokenize", str(pipe), "--tokenizer", str(tokenizer_dir), "--output", str(out / "c")]
+    """Killed when the first of many batches is on disk."""
+    source, out = tmp_path / "c.jsonl", tmp_path / "out"
+    line = json.dumps({"text": "Beautiful is better than ugly. " * 1000}) + "\n"
+    source.write_text(line * (40_000_000 // len(line)))
+    arguments = ["tokenize", str(source), "--tokenizer", str(tokenizer_dir), "--output", str(out / "c")]
     process = subprocess.Popen([sys.executable, "-m", "llmpipe", *arguments], stderr=subprocess.DEVNULL)
-    line = (json.dumps({"text": "Beautiful is better than ugly. " * 1000}) + "\n").encode()
-    try:
-        with pipe.open("wb") as file:
-            while not any(path.stat().st_size > 100_000 for path in out.glob(".*.bin.*.part")):
-                file.write(line)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    except BrokenPipeError:
-        pass
-    finally:
-        process.kill()
+    while not any(path.stat().st_size for path in out.glob(".c.bin.*.part")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list(out.glob("[!.]*")) == []
 
-    pipe.unlink()
-    corpus(pipe)
-    run(pipe, "--tokenizer", tokenizer_dir, "--output", out / "c")
+    corpus(source)
+    run(source, "--tokenizer", tokenizer_dir, "--output", out / "c")
     assert Reader(out / "c").num_documents == 4
 
 

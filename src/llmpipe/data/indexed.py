@@ -72,6 +72,11 @@ class Writer:
         `document_ends` counts sequences from the first of these; left out, every sequence is a document.
         """
         assert tokens.size == sizes.sum(), (tokens.size, sizes.sum())
+        if sizes.size and sizes.max() > np.iinfo(np.int32).max:
+            number = self.num_documents + int(sizes.argmax())
+            raise UserError(
+                f"document {number} has {sizes.max():,} tokens, but the format takes 2,147,483,647: cut it up"
+            )
         if document_ends is None:
             document_ends = np.arange(1, len(sizes) + 1)
         self._bin.write(np.ascontiguousarray(tokens, self.dtype).data)

@@ -45,6 +45,10 @@ class Samples:
     """The samples of one part of one dataset, as many as asked for, in as many epochs as that takes."""
 
     def __init__(self, prefix: Path, split: list[float], part: str, seq_len: int, num_samples: int, seed: int):
+        if not 0 <= seed < 2**32:
+            raise UserError(
+                f"seed {seed} has to be 0 to {2**32 - 1}: NumPy's generator, which Megatron uses, takes no other"
+            )
         self.reader, self.seq_len = Reader(prefix), seq_len
         self.part = part_of(self.reader, split, part)
         lengths = self.reader.lengths
