@@ -12,9 +12,7 @@ from llmpipe.cli import with_log
 @click.option("--tasks", required=True, help="perplexity, lm-eval task names, lm-eval task files; joined by commas.")
 @click.option("--data", multiple=True, metavar="PREFIX[=WEIGHT]", help="Datasets for perplexity; default: the run's.")
 @click.option("--split", help="Shares of train, validation and test; default: the run's, else 969,30,1.")
-@click.option(
-    "--reference", type=click.Path(exists=True, file_okay=False, path_type=Path), help="What to compare with."
-)
+@click.option("--reference", type=click.Path(exists=True, file_okay=False, path_type=Path), help="The model before.")
 @click.option("--seq-len", type=int, help="Tokens read at once; default: the run's, else all that the model can.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="A directory for the table.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)

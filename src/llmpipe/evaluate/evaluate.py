@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from llmpipe.checkpoint.carried import identity
 from llmpipe.checkpoint.source import open_source
 from llmpipe.data.indexed import Reader
 from llmpipe.data.loader import check_tokenizer, check_vocab, heldout
@@ -26,6 +25,7 @@ from llmpipe.inference.forward import Engine
 from llmpipe.layout import Layout
 from llmpipe.parallel.groups import make_groups
 from llmpipe.parallel.processes import run_ranks
+from llmpipe.train.record import identity
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ OpenEngine = Callable[[Path], Engine]
 
 def run(plan: Plan, output: Path, device: str, tp: int) -> None:
     """Evaluate in this process, or in tp of them on the CPU."""
+    check_output(output)
     if plan.offline:
         for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):  # before lm-eval imports datasets
             os.environ.setdefault(name, "1")
@@ -43,6 +44,16 @@ def run(plan: Plan, output: Path, device: str, tp: int) -> None:
     if device != "cpu":
         raise UserError(f"--tp {tp} takes --device cpu in this version: on a GPU the model has to fit one process")
     run_ranks(evaluate_rank, tp, plan, output, tp)
+
+
+def check_output(output: Path) -> None:
+    """UserError if writing the table would replace a directory of something else."""
+    found = sorted(entry.name for entry in output.glob("*") if not entry.name.startswith("."))
+    if found and "table.json" not in found:
+        raise UserError(
+            f"--output {output} holds {', '.join(found[:4])} and no table.json: it is no evaluation, and evaluate does"
+            " not replace it: name another directory or remove it"
+        )
 
 
 def inference_dtype(path: Path, device: str) -> torch.dtype:

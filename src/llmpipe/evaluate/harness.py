@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class HarnessModel(TemplateLM):
-    """An engine and its tokenizer as lm-eval asks for them; numbers equal those of lm-eval's own class for transformers."""
+    """An engine and its tokenizer, as lm-eval asks for a model; its numbers are those of lm-eval's HFLM."""
 
     def __init__(self, engine: HasLogits, tokenizer: Tokenizer, window: int):
         super().__init__()
@@ -63,31 +63,27 @@ class HarnessModel(TemplateLM):
         return [score.logprob for score in loglikelihoods(self.engine, pairs, self.window)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        return [self._generate(context, dict(settings)) for context, settings in (r.args for r in requests)]
+        return [self._generate(*request.arguments) for request in requests]
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
         """Greedy text after a context, cut before the first stop string."""
         if settings.get("do_sample") or settings.get("temperature"):
             raise UserError("a task asks for sampled text: this version of llmpipe generates greedily only")
         until = settings.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
-        room = int(settings.get("max_gen_toks", MAX_NEW_TOKENS))
+        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+        room = int(settings.get("max_gen_toks", min(MAX_NEW_TOKENS, self.window // 2)))
         if room >= self.window:
             raise UserError(
-                f"a task asks for {room} tokens of text, the model reads {self.window}: lower its max_gen_toks"
+                f"a task asks for {room} new tokens, but the model reads {self.window} in all: lower its max_gen_toks"
             )
         prompt = self.tok_encode(context)[-(self.window - room) :]
 
         def ended(tokens: list[int]) -> bool:
-            return tokens[-1] == self.text.eos_id or any(stop in self._decode(tokens, prompt) for stop in stops)
+            return tokens[-1] == self.text.eos_id or any(stop in self.text.decode(tokens) for stop in stops)
 
         (tokens,) = greedy(self.engine, [prompt], room, self.window, ended)
-        text = self._decode(tokens, prompt)
-        return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]
-
-    def _decode(self, tokens: list[int], prompt: list[int]) -> str:
-        """What the tokens add to the prompt's text: on its own, their first one would lose its space."""
-        return self.text.decode([*prompt, *tokens])[len(self.text.decode(prompt)) :]
+        text = self.text.decode(tokens)
+        return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def run_tasks(model: HarnessModel, tasks: list[str]) -> list[Measure]:
@@ -101,7 +97,7 @@ def run_tasks(model: HarnessModel, tasks: list[str]) -> list[Measure]:
         if not is_file(task) and task not in manager.all_tasks:
             raise UserError(f"lm-eval knows no task {task!r}: {nearest(task, manager.all_tasks)}")
     with tempfile.TemporaryDirectory() as cache:
-        specs = [local_task(Path(task), cache) if is_file(task) else task for task in tasks]
+        specs: list[Any] = [local_task(Path(task), cache) if is_file(task) else task for task in tasks]
         try:
             results = simple_evaluate(model=model, tasks=specs, task_manager=manager, log_samples=False, batch_size=1)
         except UserError:
@@ -109,7 +105,7 @@ def run_tasks(model: HarnessModel, tasks: list[str]) -> list[Measure]:
         except Exception as error:  # lm-eval and datasets raise what they like
             log.debug("lm-eval failed", exc_info=True)
             raise UserError(f"lm-eval failed in {', '.join(tasks)}: {type(error).__name__}: {error}") from error
-    return measures(results) if results else []
+    return measures(dict(results)) if results else []
 
 
 def quieten() -> None:

@@ -1,11 +1,10 @@
 """What an evaluation is asked for: options, and what a run's folder says of itself."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmpipe.errors import UserError
+from llmpipe.train.record import run_record, weights_of
 
 PERPLEXITY = "perplexity"
 TASK_FILES = (".yaml", ".yml")
@@ -62,18 +61,3 @@ def make_plan(
         reference=weights_of(reference) if reference else None,
         seq_len=seq_len or (run.get("recipe") or {}).get("seq_len"),
     )
-
-
-def weights_of(path: Path) -> Path:
-    """A run's weights; a checkpoint or rank files are their own."""
-    return path / "weights" if run_record(path) else path
-
-
-def run_record(path: Path) -> dict[str, Any]:
-    """A finished run's run.json; empty for what is no run's folder."""
-    record = path / "run.json"
-    if record.is_file():
-        return json.loads(record.read_text())
-    if (path / "job.json").is_file() or (path / "weights").is_dir():
-        raise UserError(f"{path} has no run.json: this run is not finished; run finetune to its end first")
-    return {}

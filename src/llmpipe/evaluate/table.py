@@ -88,10 +88,10 @@ def heading(subject: dict[str, Any], reference: dict[str, Any] | None) -> str:
 
 def markdown(subject: dict[str, Any], reference: dict[str, Any] | None, table: list[Row]) -> str:
     """The table as a page of Markdown."""
-    lines = [f"# Evaluation of {heading(subject, reference)}", "", f"{CAPTION}.", "", f"| {' | '.join(COLUMNS)} |"]
-    lines.append("|---|---|" + "---:|" * (len(COLUMNS) - 2))
+    lines = [f"# Evaluation of {heading(subject, reference)}", ""]
+    lines += [f"| {' | '.join(COLUMNS)} |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in table]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"{CAPTION}.", ""])
 
 
 def page(subject: dict[str, Any], reference: dict[str, Any] | None, table: list[Row]) -> str:

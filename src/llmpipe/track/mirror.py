@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,8 +46,8 @@ def track(results: Path, uri: str, experiment: str, output: Path | None = None) 
             mirrored = mirror_all(found, uri, experiment)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise UserError(
-                f"the tracking store {uri} does not answer: {str(error).splitlines()[0]}. Nothing but its copy is missing:"
-                f" the files in {results} are whole; start the store or name another with --uri, then run track again"
+                f"the tracking store {uri} cannot be written: {str(error).splitlines()[0]}. Only the copy is missing,"
+                f" the files in {results} are whole: start the store or name another with --uri, then track again"
             ) from error
     if output:
         write_json(output, {"uri": uri, "experiment": experiment, "runs": mirrored})
@@ -59,6 +60,7 @@ def quieten() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
@@ -187,12 +189,11 @@ def logged_steps(client: "MlflowClient", run: "Run", key: str) -> set[int]:
 
 
 def log_changed_metrics(client: "MlflowClient", run: "Run", subject: Subject) -> None:
+    """Numbers of the whole run; of two points of a step MLflow shows the one with the later time."""
     from mlflow.entities import Metric
 
-    there = run.data.metrics
-    changed = [
-        Metric(key, value, subject.end_ms, 0) for key, value in subject.metrics.items() if there.get(key) != value
-    ]
+    there, now_ms = run.data.metrics, int(time.time() * 1000)
+    changed = [Metric(key, value, now_ms, 0) for key, value in subject.metrics.items() if there.get(key) != value]
     for start in range(0, len(changed), CHUNK_METRICS):
         client.log_batch(run.info.run_id, metrics=changed[start : start + CHUNK_METRICS])
 

@@ -17,7 +17,14 @@ def plot_loss(curves: list[dict[str, Any]], title: str, path: Path) -> None:
     loss.plot(steps, [line["loss"] for line in curves], color="tab:blue", label="loss")
     loss.grid(alpha=0.3)
     rate = loss.twinx()
-    rate.plot(steps, [line.get("lr") for line in curves], color="tab:gray", linestyle="--", linewidth=1, label="lr")
+    rate.plot(
+        steps,
+        [line.get("lr", float("nan")) for line in curves],
+        color="tab:gray",
+        linestyle="--",
+        linewidth=1,
+        label="lr",
+    )
     rate.set_ylabel("learning rate")
     figure.legend(loc="outside lower center", ncols=2)
     with mpl.rc_context({"svg.hashsalt": "llmpipe"}), atomic_file(path) as file:
