@@ -24,6 +24,10 @@ class Model:
     added_tokens: list[str] = field(default_factory=list)
     """Tokens that convert adds to the vocabulary; only [] for now."""
 
+    def __post_init__(self) -> None:
+        if self.added_tokens:
+            raise UserError(f"added_tokens is {self.added_tokens}; this version of llmpipe adds none: write []")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:

@@ -31,6 +31,8 @@ from llmpipe.parallel.processes import die_with_parent
 STOPPED = os.EX_TEMPFAIL  # 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESTARTS = 3  # of failed ranks, in place
+STOP_SECONDS = 120  # from the signal to the time limit
+THREADS_PER_GPU = 8
 log = logging.getLogger(__name__)
 
 
@@ -50,16 +52,20 @@ def resources(layout: Layout) -> dict[str, Any]:
 
     One launcher a node. `tasks_per_gpu` 0 keeps the plugin from turning `tasks` into --ntasks-per-gpu, and a true
     `mpi` (several nodes) keeps it from putting an srun of its own around the command; it refuses one for one task.
+    `gpu` is the total, which `--resources gpu=N` counts on one machine and the plugin hands on as --gpus;
+    --gpus-per-node, beside it, spreads them. TERM comes ahead of the time limit: the launcher saves and stops.
     """
-    found: dict[str, Any] = {
+    has_gpus = layout.device == "cuda"
+    per_node = f"--gpus-per-node={layout.gpus_per_node} " if has_gpus else ""
+    return {
+        "threads": layout.gpus_per_node * (THREADS_PER_GPU if has_gpus else 1),
         "mpi": "srun" if layout.nodes > 1 else "",
         "nodes": layout.nodes,
         "tasks": layout.nodes,
         "tasks_per_gpu": 0,
+        "gpu": layout.processes if has_gpus else 0,
+        "slurm_extra": f"{per_node}--signal=TERM@{STOP_SECONDS}",
     }
-    if layout.device == "cuda":
-        found["gres"] = f"gpu:{layout.gpus_per_node}"
-    return found
 
 
 def launch(job: Path, run: Path, layout: Layout, place: Place, log_file: Path | None, wait_seconds: float) -> int:

@@ -1,0 +1,60 @@
+"""make_corpus.py OUTPUT: real text that every Python carries, as JSONL: a module's sources or its documentation a line."""
+
+import ast
+import json
+import os
+import random
+import sys
+import sysconfig
+from pathlib import Path
+
+MAX_BYTES = 6_000_000
+SKIPPED = {
+    "test",
+    "tests",
+    "idlelib",
+    "idle_test",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "encodings",
+}
+
+
+def documents() -> list[str]:
+    """Sources and documentation strings of the standard library, shuffled with a fixed seed."""
+    library = Path(sysconfig.get_path("stdlib"))
+    paths = sorted(path for path in library.rglob("*.py") if not SKIPPED & set(path.relative_to(library).parts))
+    found: list[str] = []
+    for path in paths:
+        try:
+            source = path.read_text(encoding="utf-8")
+            tree = ast.parse(source)
+        except (UnicodeDecodeError, SyntaxError):
+            continue
+        found += [text for text in (source, docstrings(tree)) if text.strip()]
+    random.Random(0).shuffle(found)
+    return found
+
+
+def docstrings(tree: ast.Module) -> str:
+    """All documentation strings of a module, one after the other."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return "\n\n".join(text for text in texts if text)
+
+
+def main() -> None:
+    output = Path(sys.argv[1])
+    part = output.with_suffix(".part")
+    written = 0
+    with part.open("w", encoding="utf-8") as file:
+        for text in documents():
+            if written > MAX_BYTES:
+                break
+            written += file.write(json.dumps({"text": text}) + "\n")
+    os.replace(part, output)
+
+
+main()

@@ -1,0 +1,195 @@
+"""A project's folder: its config files by name, and what the workflow's rules look up in them.
+
+Every path counts from the project's folder, which is the current one. Only the files that are asked for are read, so
+that one broken config file does not stop other runs.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from llmpipe.config import Corpus, Model, Project, Recipe, Run, load
+from llmpipe.errors import UserError, nearest
+from llmpipe.layout import Layout
+
+CONFIG = Path("config")
+
+
+def names(kind: str) -> list[str]:
+    """The names that config/KIND/ has files for: models, corpora, recipes, runs."""
+    return sorted(path.stem for path in (CONFIG / kind).glob("*.yaml"))
+
+
+@cache
+def project() -> Project:
+    """config/config.yaml; each of its runs has a file."""
+    found = load(Project, CONFIG / "config.yaml")
+    for name in found.runs:
+        _expect("runs", name, CONFIG / "config.yaml")
+    return found
+
+
+@cache
+def model(name: str) -> Model:
+    """config/models/NAME.yaml."""
+    return load(Model, CONFIG / "models" / f"{name}.yaml")
+
+
+@cache
+def corpus(name: str) -> Corpus:
+    """config/corpora/NAME.yaml."""
+    return load(Corpus, CONFIG / "corpora" / f"{name}.yaml")
+
+
+@cache
+def run(name: str) -> Run:
+    """config/runs/NAME.yaml; the model, recipe and corpora that it names have files."""
+    path = CONFIG / "runs" / f"{name}.yaml"
+    found = load(Run, path)
+    _expect("models", found.model, path)
+    _expect("recipes", found.recipe, path)
+    for corpus_name in found.data:
+        _expect("corpora", corpus_name, path)
+    return found
+
+
+def layout(run_name: str) -> Layout:
+    """A run's layout, dp filled in."""
+    try:
+        return run(run_name).layout.resolved()
+    except UserError as error:
+        raise UserError(f"{CONFIG / 'runs' / run_name}.yaml: {error}") from error
+
+
+def shape_option(name: str) -> str:
+    """The option of `llmpipe convert` that a model's file decides."""
+    shape = model(name).shape
+    return f"--shape {shape}" if shape else ""
+
+
+def missing_source(name: str) -> str:
+    """What to say when a model's source is not there."""
+    return (
+        f"the weights of model {name} are not there: {model(name).source} does not exist. Edit `source:` in"
+        f" {CONFIG / 'models' / name}.yaml: it takes a directory with Meta's files (consolidated.*.pth, params.json,"
+        " tokenizer.model) or a Hugging Face directory (config.json, *.safetensors, tokenizer.model)"
+    )
+
+
+def missing_corpus(name: str, file: str) -> str:
+    """What to say when a file of a corpus is not there."""
+    return (
+        f"the text of corpus {name} is not there: {file} does not exist. Edit `files:` in"
+        f" {CONFIG / 'corpora' / name}.yaml: it takes .jsonl, .jsonl.gz or .txt files, or directories of them"
+    )
+
+
+def datasets(run_name: str) -> dict[str, float]:
+    """The prefixes of a run's datasets, each with its weight: tokens are made with the run's model's tokenizer."""
+    found = run(run_name)
+    return {f"results/models/{found.model}/corpora/{name}": weight for name, weight in found.data.items()}
+
+
+def checkpoint(run_name: str) -> str:
+    """The checkpoint that a run starts from."""
+    return f"results/models/{run(run_name).model}/checkpoint"
+
+
+def rank_files(run_name: str) -> str:
+    """The rank files of a run's model in the run's layout."""
+    return f"results/models/{run(run_name).model}/{layout(run_name).rank_files}"
+
+
+def cards(run_name: str) -> list[str]:
+    """The verification cards that a run waits for: the checkpoint's and the rank files'."""
+    return [f"results/models/{run(run_name).model}/verify.json", f"{rank_files(run_name)}.verify.json"]
+
+
+def dataset_files(run_name: str) -> list[str]:
+    """The files of a run's datasets."""
+    return [prefix + suffix for prefix in datasets(run_name) for suffix in (".bin", ".idx", ".manifest.json")]
+
+
+def finetune_options(run_name: str) -> str:
+    """The options of `llmpipe finetune` that a run's file decides."""
+    found, placed = run(run_name), layout(run_name)
+    options = [f"--data {prefix}={weight:g}" for prefix, weight in datasets(run_name).items()]
+    options.append(f"--split {','.join(f'{share:g}' for share in found.split)}")
+    options += [f"--{key.replace('_', '-')} {getattr(placed, key)}" for key in _LAYOUT_OPTIONS]
+    return " ".join(options + [f"--config-file {path}" for path in config_files(run_name)])
+
+
+def evaluate_options(run_name: str) -> str:
+    """The options of `llmpipe evaluate` that a run's file decides."""
+    found, placed = run(run_name), layout(run_name)
+    tp = placed.tp if placed.device == "cuda" else 1
+    return f"--tasks {','.join(found.evaluate)} --device {placed.device} --tp {tp}"
+
+
+def task_files(run_name: str) -> list[str]:
+    """The lm-eval task files of a run, and the local data that they name: changing one evaluates again."""
+    found = []
+    for task in run(run_name).evaluate:
+        if task.endswith(".yaml"):
+            found += [task, *_task_data(Path(task))]
+    return found
+
+
+def _task_data(path: Path) -> list[str]:
+    """The `dataset_kwargs: data_files:` of an lm-eval task; nothing from one with lm-eval's own YAML tags."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: a run's `evaluate:` names it as an lm-eval task file")
+    try:
+        files = yaml.safe_load(path.read_text()).get("dataset_kwargs", {}).get("data_files", {})
+    except yaml.YAMLError:
+        return []
+    values = files.values() if isinstance(files, dict) else [files]
+    return [file for value in values for file in (value if isinstance(value, list) else [value])]
+
+
+def evaluate_gpus(run_name: str) -> int:
+    """GPUs that evaluating a run takes."""
+    placed = layout(run_name)
+    return placed.tp if placed.device == "cuda" else 0
+
+
+def tracked_files(name: str, stage: str) -> list[str]:
+    """What has to be there before `llmpipe track` mirrors a stage of a run or of a model."""
+    run_folder, model_folder = f"results/runs/{name}", f"results/models/{name}"
+    return {
+        "convert": [f"{model_folder}/checkpoint"],
+        "verify": [f"{model_folder}/verify.json"],
+        "evaluate": [f"{run_folder}/tracked/finetune.json", f"{run_folder}/evaluate/table.json"],
+        "export": [f"{run_folder}/tracked/evaluate.json", f"{run_folder}/export"],
+    }[stage]
+
+
+def track_options() -> str:
+    """The options of `llmpipe track` that config/config.yaml decides."""
+    tracking = project().tracking
+    return f"--uri {tracking.uri} --experiment {tracking.experiment}"
+
+
+_LAYOUT_OPTIONS = ("nodes", "gpus_per_node", "tp", "pp", "dp", "micro_batch", "device")
+
+
+def config_files(run_name: str) -> list[str]:
+    """The config files that a run is made of, but the recipe."""
+    found = run(run_name)
+    named = [("runs", run_name), ("models", found.model), *(("corpora", name) for name in found.data)]
+    return [str(CONFIG / kind / f"{name}.yaml") for kind, name in named]
+
+
+def recipe_file(run_name: str) -> str:
+    """The path of a run's recipe, which is read once here so that its mistakes are told before any job starts."""
+    path = CONFIG / "recipes" / f"{run(run_name).recipe}.yaml"
+    load(Recipe, path)
+    return str(path)
+
+
+def _expect(kind: str, name: str, where: Path) -> None:
+    if name not in names(kind):
+        raise UserError(
+            f"{where} names {name!r}, but there is no {CONFIG / kind / name}.yaml: {nearest(name, names(kind))}"
+        )

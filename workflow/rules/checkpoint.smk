@@ -1,0 +1,73 @@
+# The model: source → checkpoint → rank files, each compared with what it was made from before anything else may use it.
+
+
+rule convert:
+    input:
+        config="config/models/{model}.yaml",
+        source=source,
+    output:
+        directory("results/models/{model}/checkpoint"),
+    log:
+        "logs/convert/{model}.log",
+    benchmark:
+        "logs/convert/{model}.benchmark.tsv"
+    params:
+        shape=shape_option,
+    shell:
+        "llmpipe convert {input.source} --output {output} {params.shape} --log {log}"
+
+
+rule verify:
+    input:
+        checkpoint="results/models/{model}/checkpoint",
+        source=source,
+    output:
+        card="results/models/{model}/verify.json",
+        text="results/models/{model}/verify.md",
+        page=report(
+            "results/models/{model}/verify.html",
+            caption="../report/verify.rst",
+            category="Verification",
+            labels={"model": "{model}", "compared": "checkpoint with its source"},
+        ),
+    log:
+        "logs/verify/{model}.log",
+    benchmark:
+        "logs/verify/{model}.benchmark.tsv"
+    shell:
+        "llmpipe verify {input.checkpoint} --reference {input.source} --output {output.card} --log {log}"
+
+
+rule shard:
+    input:
+        checkpoint="results/models/{model}/checkpoint",
+        card="results/models/{model}/verify.json",
+    output:
+        directory("results/models/{model}/tp{tp}-pp{pp}"),
+    log:
+        "logs/shard/{model}.tp{tp}-pp{pp}.log",
+    benchmark:
+        "logs/shard/{model}.tp{tp}-pp{pp}.benchmark.tsv"
+    shell:
+        "llmpipe shard {input.checkpoint} --tp {wildcards.tp} --pp {wildcards.pp} --output {output} --log {log}"
+
+
+rule verify_shards:
+    input:
+        shards="results/models/{model}/tp{tp}-pp{pp}",
+        checkpoint="results/models/{model}/checkpoint",
+    output:
+        card="results/models/{model}/tp{tp}-pp{pp}.verify.json",
+        text="results/models/{model}/tp{tp}-pp{pp}.verify.md",
+        page=report(
+            "results/models/{model}/tp{tp}-pp{pp}.verify.html",
+            caption="../report/verify.rst",
+            category="Verification",
+            labels={"model": "{model}", "compared": "tp{tp}-pp{pp} with the checkpoint"},
+        ),
+    log:
+        "logs/verify/{model}.tp{tp}-pp{pp}.log",
+    benchmark:
+        "logs/verify/{model}.tp{tp}-pp{pp}.benchmark.tsv"
+    shell:
+        "llmpipe verify {input.shards} --reference {input.checkpoint} --output {output.card} --log {log}"

@@ -1,0 +1,22 @@
+# The text: tokens are a model's, because its tokenizer makes them.
+
+
+rule tokenize:
+    input:
+        corpus="config/corpora/{corpus}.yaml",
+        files=corpus_files,
+        tokenizer="results/models/{model}/checkpoint",
+    output:
+        bin="results/models/{model}/corpora/{corpus}.bin",
+        idx="results/models/{model}/corpora/{corpus}.idx",
+        manifest="results/models/{model}/corpora/{corpus}.manifest.json",
+    log:
+        "logs/tokenize/{model}.{corpus}.log",
+    benchmark:
+        "logs/tokenize/{model}.{corpus}.benchmark.tsv"
+    params:
+        prefix=subpath(output.bin, strip_suffix=".bin"),
+    threads: 8
+    shell:
+        "llmpipe tokenize {input.corpus} --tokenizer {input.tokenizer} --output {params.prefix}"
+        " --workers {threads} --log {log}"

@@ -1,0 +1,43 @@
+rule evaluate:
+    input:
+        weights="results/runs/{run}/weights",
+        record="results/runs/{run}/run.json",
+        data=of_run(project.dataset_files),
+        tasks=of_run(project.task_files),
+        reference=of_run(project.checkpoint),
+    output:
+        table="results/runs/{run}/evaluate/table.json",
+        text="results/runs/{run}/evaluate/table.md",
+        page=report(
+            "results/runs/{run}/evaluate/table.html",
+            caption="../report/evaluate.rst",
+            category="Evaluation",
+            labels={"run": "{run}", "shown": "before and after"},
+        ),
+    log:
+        "logs/evaluate/{run}.log",
+    benchmark:
+        "logs/evaluate/{run}.benchmark.tsv"
+    params:
+        folder=subpath(output.table, parent=True),
+        options=of_run(project.evaluate_options),
+    resources:
+        gpu=of_run(project.evaluate_gpus),
+    shell:
+        "llmpipe evaluate results/runs/{wildcards.run} --reference {input.reference}"
+        " --output {params.folder} {params.options} --log {log}"
+
+
+rule export:
+    input:
+        weights="results/runs/{run}/weights",
+        record="results/runs/{run}/run.json",
+        table="results/runs/{run}/evaluate/table.json",
+    output:
+        directory("results/runs/{run}/export"),
+    log:
+        "logs/export/{run}.log",
+    benchmark:
+        "logs/export/{run}.benchmark.tsv"
+    shell:
+        "llmpipe export results/runs/{wildcards.run} --output {output} --log {log}"

@@ -1,0 +1,23 @@
+# `snakemake finetune_llama2_7b`: a target for each file in config/runs/ and config/models/.
+
+
+for name in project.names("runs"):
+    for stage in ("finetune", "evaluate", "export"):
+
+        rule:
+            name:
+                f"{stage}_{name}"
+            input:
+                f"results/runs/{name}/tracked/{stage}.json",
+            localrule: True
+
+
+for name in project.names("models"):
+    for stage in ("convert", "verify"):
+
+        rule:
+            name:
+                f"{stage}_{name}"
+            input:
+                f"results/models/{name}/tracked/{stage}.json",
+            localrule: True

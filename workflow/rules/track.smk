@@ -1,0 +1,41 @@
+# MLflow is a mirror of the files, and every target ends here. Local rules: on a cluster only the submitting host
+# writes the store, for a shared file system corrupts sqlite.
+
+
+rule track_finetune:
+    input:
+        weights="results/runs/{name}/weights",
+        metrics="results/runs/{name}/metrics.jsonl",
+        record="results/runs/{name}/run.json",
+    output:
+        done="results/runs/{name}/tracked/finetune.json",
+        plot=report(
+            "results/runs/{name}/tracked/loss.svg",
+            caption="../report/loss.rst",
+            category="Training",
+            labels={"run": "{name}", "shown": "loss curve"},
+        ),
+    log:
+        "logs/track/{name}.finetune.log",
+    params:
+        store=project.track_options(),
+    localrule: True
+    shell:
+        "llmpipe track results/runs/{wildcards.name} {params.store} --output {output.done} --log {log}"
+
+
+rule track:
+    input:
+        tracked_files,
+    output:
+        "results/{kind}/{name}/tracked/{stage}.json",
+    log:
+        "logs/track/{kind}.{name}.{stage}.log",
+    params:
+        store=project.track_options(),
+    wildcard_constraints:
+        kind="runs|models",
+        stage="convert|verify|evaluate|export",
+    localrule: True
+    shell:
+        "llmpipe track results/{wildcards.kind}/{wildcards.name} {params.store} --output {output} --log {log}"
