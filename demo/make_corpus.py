@@ -1,8 +1,7 @@
-"""make_corpus.py OUTPUT: real text that every Python carries, as JSONL: a module's sources or its documentation a line."""
+"""make_corpus.py OUTPUT: real text that every Python carries, as JSONL: a module's source or documentation a line."""
 
 import ast
 import json
-import os
 import random
 import sys
 import sysconfig
@@ -54,7 +53,7 @@ def main() -> None:
             if written > MAX_BYTES:
                 break
             written += file.write(json.dumps({"text": text}) + "\n")
-    os.replace(part, output)
+    part.replace(output)
 
 
 main()

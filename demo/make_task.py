@@ -1,7 +1,6 @@
 """make_task.py CORPUS OUTPUT: a multiple-choice task from the corpus's held-out end: which line follows these four?"""
 
 import json
-import os
 import random
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ def main() -> None:
             choices = generator.sample([right, *wrong], NUM_CHOICES)
             question = {"context": "\n".join(context) + "\n", "choices": choices, "answer": choices.index(right)}
             file.write(json.dumps(question) + "\n")
-    os.replace(part, output)
+    part.replace(output)
 
 
 def windows_of(text: str) -> list[list[str]]:

@@ -1,11 +1,10 @@
-"""make_weights.py CORPUS OUTPUT: a directory as Meta publishes a model: tokenizer.model, params.json, consolidated.*.pth.
+"""make_weights.py CORPUS OUTPUT: weights as Meta publishes them: tokenizer.model, params.json, consolidated.*.pth.
 
 The tokenizer is trained on part of the corpus. The weights are random, in Meta's names and shapes, split over two
 files as for two model-parallel ranks: a valid checkpoint of a model that knows nothing yet.
 """
 
 import json
-import os
 import shutil
 import sys
 from itertools import islice
@@ -89,7 +88,7 @@ def main() -> None:
         }
         torch.save(mine, part / f"consolidated.{shard:02}.pth")
     shutil.rmtree(output, ignore_errors=True)
-    os.replace(part, output)
+    part.replace(output)
 
 
 main()

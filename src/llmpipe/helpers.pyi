@@ -13,7 +13,7 @@ def check_index(
     item_bytes: int,
     bin_bytes: int,
 ) -> None:
-    """ValueError with the first thing wrong: a negative size, a pointer or the document index off, another .bin size."""
+    """ValueError with the first thing wrong: a negative size, pointers or document index off, another .bin size."""
 
 def gpt_index(
     lengths: NDArray[np.int64], first: int, last: int, seq_len: int, num_samples: int, seed: int

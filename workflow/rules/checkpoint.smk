@@ -63,7 +63,10 @@ rule verify_shards:
             "results/models/{model}/tp{tp}-pp{pp}.verify.html",
             caption="../report/verify.rst",
             category="Verification",
-            labels={"model": "{model}", "compared": "tp{tp}-pp{pp} with the checkpoint"},
+            labels={
+                "model": "{model}",
+                "compared": "tp{tp}-pp{pp} with the checkpoint",
+            },
         ),
     log:
         "logs/verify/{model}.tp{tp}-pp{pp}.log",

@@ -52,7 +52,9 @@ def shape_option(wildcards):
 
 def corpus_files(wildcards):
     files = told(project.corpus, wildcards.corpus).files
-    return [there(file, project.missing_corpus(wildcards.corpus, file)) for file in files]
+    return [
+        there(file, project.missing_corpus(wildcards.corpus, file)) for file in files
+    ]
 
 
 def tracked_files(wildcards):

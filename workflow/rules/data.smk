@@ -14,9 +14,9 @@ rule tokenize:
         "logs/tokenize/{model}.{corpus}.log",
     benchmark:
         "logs/tokenize/{model}.{corpus}.benchmark.tsv"
+    threads: 8
     params:
         prefix=subpath(output.bin, strip_suffix=".bin"),
-    threads: 8
     shell:
         "llmpipe tokenize {input.corpus} --tokenizer {input.tokenizer} --output {params.prefix}"
         " --workers {threads} --log {log}"

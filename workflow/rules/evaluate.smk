@@ -18,11 +18,11 @@ rule evaluate:
         "logs/evaluate/{run}.log",
     benchmark:
         "logs/evaluate/{run}.benchmark.tsv"
+    resources:
+        gpu=of_run(project.evaluate_gpus),
     params:
         folder=subpath(output.table, parent=True),
         options=of_run(project.evaluate_options),
-    resources:
-        gpu=of_run(project.evaluate_gpus),
     shell:
         "llmpipe evaluate results/runs/{wildcards.run} --reference {input.reference}"
         " --output {params.folder} {params.options} --log {log}"

@@ -15,11 +15,6 @@ rule finetune:
         "logs/finetune/{run}.log",
     benchmark:
         "logs/finetune/{run}.benchmark.tsv"
-    params:
-        # Training checkpoints in it are undeclared on purpose: Snakemake deletes outputs
-        # before every attempt, and a retry resumes from them.
-        folder=subpath(output.record, parent=True),
-        options=of_run(project.finetune_options),
     threads: resource("threads")
     resources:
         # One launcher a node starts that node's ranks; the numbers are tested against the Slurm plugin.
@@ -29,6 +24,11 @@ rule finetune:
         tasks_per_gpu=0,
         gpu=resource("gpu"),
         slurm_extra=resource("slurm_extra"),
+    params:
+        # Training checkpoints in it are undeclared on purpose: Snakemake deletes outputs
+        # before every attempt, and a retry resumes from them.
+        folder=subpath(output.record, parent=True),
+        options=of_run(project.finetune_options),
     shell:
         "llmpipe finetune {input.recipe} --model {input.shards} --output {params.folder}"
         " {params.options} --log {log}"

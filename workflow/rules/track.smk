@@ -17,9 +17,9 @@ rule track_finetune:
         ),
     log:
         "logs/track/{name}.finetune.log",
+    localrule: True
     params:
         store=project.track_options(),
-    localrule: True
     shell:
         "llmpipe track results/runs/{wildcards.name} {params.store} --output {output.done} --log {log}"
 
@@ -31,11 +31,11 @@ rule track:
         "results/{kind}/{name}/tracked/{stage}.json",
     log:
         "logs/track/{kind}.{name}.{stage}.log",
-    params:
-        store=project.track_options(),
     wildcard_constraints:
         kind="runs|models",
         stage="convert|verify|evaluate|export",
     localrule: True
+    params:
+        store=project.track_options(),
     shell:
         "llmpipe track results/{wildcards.kind}/{wildcards.name} {params.store} --output {output} --log {log}"
