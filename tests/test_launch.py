@@ -38,14 +38,14 @@ def submitted(layout: Layout) -> str:
 
 def test_one_node_is_one_task_with_its_gpus() -> None:
     line = submitted(Layout(nodes=1, gpus_per_node=8))
-    assert "--nodes=1" in line and "--gres=gpu:8" in line and "--cpus-per-task=16" in line
-    assert "--ntasks-per-gpu" not in line and "--gpus" not in line
+    assert "--nodes=1" in line and "--gpus=8" in line and "--gpus-per-node=8" in line and "--cpus-per-task=16" in line
+    assert "--ntasks-per-gpu" not in line and "--signal=TERM@120" in line
 
 
 def test_four_nodes_have_one_launcher_each() -> None:
     line = submitted(Layout(nodes=4, gpus_per_node=8, tp=8, pp=4))
-    assert "--nodes=4" in line and "--ntasks=4" in line and "--gres=gpu:8" in line
-    assert "--ntasks-per-gpu" not in line and "--gpus" not in line
+    assert "--nodes=4" in line and "--ntasks=4" in line and "--gpus=32" in line and "--gpus-per-node=8" in line
+    assert "--ntasks-per-gpu" not in line
 
 
 def test_cpu_processes_ask_for_no_gpu() -> None:
@@ -131,10 +131,10 @@ def wait_until_no_rank_lives(run: Path) -> None:
     ("options", "text"),
     [
         (["--tp", "3"], r"tp 3 x pp 1 x cp 1 x dp -1 does not make 2 processes .* has to be one of \[1, 2\]"),
-        (["--tp", "8", "--gpus-per-node", "8"], r"tp 8 does not divide 4 query heads and 2 KV heads.* \[1, 2, 4\]"),
-        (["--pp", "3", "--tp", "1", "--gpus-per-node", "3"], r"pp 3 does not divide 4 layers: pp has to be one of \[1, 2, 4\]"),
+        (["--tp", "8", "--gpus-per-node", "8"], r"tp 8 does not divide 4 query heads and 2 KV heads.*"),
+        (["--pp", "3", "--tp", "1", "--gpus-per-node", "3"], r"pp 3 does not divide 4 layers"),
         (["--micro-batch", "3"], r"global_batch 8 is not divisible by dp 1 x micro_batch 3"),
-        (["--tp", "1", "--pp", "2", "--micro-batch", "8"], r"gives each pipeline 1 micro-batches .* fewer than its 2 stages"),
+        (["--tp", "1", "--pp", "2", "--micro-batch", "8"], r"1 micro-batches .* fewer than its 2 stages"),
         (["--cp", "2"], r"cp is 2; this version of llmpipe runs cp: 1 only"),
         (["--split", "1,2"], r"three shares for train, validation and test are expected"),
         (["--nodes", "2", "--dp", "2"], r"2 nodes take a Slurm job, or .* --node-rank R --master HOST:PORT"),
