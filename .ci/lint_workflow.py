@@ -1,7 +1,7 @@
 """lint_workflow.py PROJECT: `snakemake --lint` of a project's folder, clean but for one wish.
 
-Snakemake wishes each rule had a conda environment or a container of its own. llmpipe is one package in one place
-and the rules are its commands: a container for each rule would only hide which llmpipe runs. This one kind is set aside.
+Snakemake wishes each rule had a conda environment or a container of its own. llmpipe is one package in one place and
+the rules are its commands: a container a rule would only hide which llmpipe runs. This one kind is set aside.
 """
 
 import subprocess
