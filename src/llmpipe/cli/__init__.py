@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,8 @@ def with_log(function: Callable[..., Any]) -> Callable[..., Any]:
         from llmpipe.progress import configure_logging
 
         configure_logging(*([value] if value else []))
+        if value:  # so that a rule's command can be copied from its log and run by hand
+            logging.getLogger(__name__).info("$ llmpipe %s", shlex.join(sys.argv[1:]))
         ctx.meta[LOG_FILE] = value
 
     return click.option(

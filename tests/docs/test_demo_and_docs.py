@@ -1,0 +1,137 @@
+"""The pipeline as a user has it: the demo in a folder of its own, shortened, killed in the middle and started again;
+then every command of docs/, run in it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+STEPS, SAVE_EVERY = 16, 6
+
+# One worker has the folder: see --dist loadgroup in the Makefile.
+pytestmark = pytest.mark.xdist_group("demo")
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A shell command in the demo's folder, with this environment's programs, as a user types it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder, env=os.environ | {"PATH": path}, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def succeeded(command: str, folder: Path) -> str:
+    done = run(command, folder)
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished demo of few steps, whose snakemake and all its processes were killed while it trained."""
+    root = tmp_path_factory.mktemp("project")
+    ignored = shutil.ignore_patterns("results", "logs", "data", "weights", "mlruns", "mlflow.db", ".*")
+    shutil.copytree(REPOSITORY / "demo", root / "demo", ignore=ignored, symlinks=True)
+    for name in ("workflow", "slurm"):
+        (root / name).symlink_to(REPOSITORY / name)
+    folder = root / "demo"
+    recipe = folder / "config/recipes/tiny_llama.yaml"
+    shortened = re.sub(r"(?m)^steps: .*", f"steps: {STEPS}", recipe.read_text())
+    recipe.write_text(re.sub(r"(?m)^save_every: .*", f"save_every: {SAVE_EVERY}", shortened))
+    kill_while_training(folder)
+    succeeded("snakemake --unlock && snakemake -c all --rerun-incomplete", folder)
+    return folder
+
+
+def kill_while_training(folder: Path) -> None:
+    """Start the pipeline, and kill -9 every process of it after the first checkpoint."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    started = subprocess.Popen(
+        ["snakemake", "-c", "all"], cwd=folder, env=os.environ | {"PATH": path}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    live = folder / "results/runs/tiny_llama/live.jsonl"
+    for _ in range(3000):
+        if live.exists() and len(live.read_text().splitlines()) > SAVE_EVERY:
+            break
+        assert started.poll() is None, "the pipeline ended before it trained"
+        time.sleep(0.1)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert not (live.parent / "run.json").exists()
+
+
+def test_killed_and_started_again_it_exports_what_an_undisturbed_run_does(demo: Path) -> None:
+    command = logged_command(demo / "logs/finetune/tiny_llama.log")
+    by_hand = command.replace("results/runs/tiny_llama", "scratch/undisturbed").replace("logs/", "scratch/logs/")
+    succeeded(f"{by_hand} && llmpipe export scratch/undisturbed --output scratch/undisturbed_export", demo)
+    ours, expected = (
+        (demo / folder / "model.safetensors").read_bytes()
+        for folder in ("results/runs/tiny_llama/export", "scratch/undisturbed_export")
+    )
+    assert ours == expected
+    lines = (demo / "results/runs/tiny_llama/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert "resumed after step" in (demo / "results/runs/tiny_llama/log.txt").read_text()
+
+
+def logged_command(log: Path) -> str:
+    """The command that a rule ran, as the first line of its log has it."""
+    return next(line.split("$ ", 1)[1] for line in log.read_text().splitlines() if "$ llmpipe" in line)
+
+
+def test_every_stage_logged_a_command_that_can_be_copied(demo: Path) -> None:
+    stages = ("convert", "verify", "tokenize", "shard", "finetune", "evaluate", "export", "track")
+    for stage in stages:
+        for log in (demo / "logs" / stage).glob("*.log"):
+            assert logged_command(log).startswith(f"llmpipe {stage} ")
+
+
+def test_a_second_run_does_nothing(demo: Path) -> None:
+    assert "Nothing to be done" in succeeded("snakemake -c all", demo)
+
+
+def test_transformers_opens_the_export(demo: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export = demo / "results/runs/tiny_llama/export"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(export), AutoTokenizer.from_pretrained(export)
+    logits = model(**tokenizer("import os", return_tensors="pt")).logits
+    assert logits.shape[-1] == model.config.vocab_size == 1500
+    assert logits.isfinite().all()
+
+
+def test_the_report_holds_curve_card_and_table(demo: Path) -> None:
+    succeeded("snakemake -c 1 --report scratch/report.html", demo)
+    report = (demo / "scratch/report.html").read_text()
+    for name in ("loss.svg", "verify.html", "tp2-pp2.verify.html", "table.html"):
+        assert name in report
+
+
+def test_training_learns(demo: Path) -> None:
+    table = {
+        (row["task"], row["metric"]): row
+        for row in json.loads((demo / "results/runs/tiny_llama/evaluate/table.json").read_text())["rows"]
+    }
+    perplexity = table["perplexity", "perplexity"]
+    assert perplexity["after"] < 0.6 * perplexity["before"]
+    assert ("next_line", "acc") in table
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_docs_work(page: Path, demo: Path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for block in blocks:
+        succeeded(block, demo)
+    assert blocks or page.stem in ("design", "slurm")
