@@ -12,7 +12,8 @@ from lm_eval.tasks import TaskManager
 
 from llmpipe.data.tokenizer import Tokenizer
 from llmpipe.errors import UserError
-from llmpipe.evaluate.harness import HarnessModel, run_tasks
+from llmpipe.evaluate.harness import HarnessModel, measures, run_tasks
+from llmpipe.evaluate.table import Measure
 from llmpipe.inference.forward import Engine
 from tiny_llama import POSITIONS, TEXT
 
@@ -128,3 +129,18 @@ def test_a_failing_task(ours: HarnessModel, task_file: Path, tmp_path: Path) -> 
     path.write_text(task_file.read_text().replace("test.jsonl", "absent.jsonl"))
     with pytest.raises(UserError, match=r"lm-eval failed in .*broken.yaml: .*absent.jsonl"):
         run_tasks(ours, [str(path)])
+
+
+def test_a_group_has_the_samples_of_its_tasks() -> None:
+    results = {
+        "results": {
+            "all": {"alias": "all", "acc,none": 0.5, "acc_stderr,none": "N/A"},
+            "a": {"exact_match,strict": 1.0, "exact_match_stderr,strict": 0.0},
+        },
+        "n-samples": {"a": {"original": 9, "effective": 3}, "b": {"original": 4, "effective": 4}},
+        "group_subtasks": {"all": ["some", "b"], "some": ["a"], "a": [], "b": []},
+    }
+    assert measures(results) == [
+        Measure("all", "acc", 0.5, None, 7),
+        Measure("a", "exact_match (strict)", 1.0, 0.0, 3),
+    ]

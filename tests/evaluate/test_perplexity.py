@@ -41,6 +41,17 @@ def test_counting_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_tokens(tokens, 7).tolist() == [1, 3, 1, 0, 0, 3, 0]
 
 
+def test_a_broken_model() -> None:
+    class Broken:
+        def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.full((*tokens.shape, 4), math.nan)
+
+    with pytest.raises(
+        UserError, match="gives held-out text a log-likelihood of nan: its weights hold NaN or infinity"
+    ):
+        model_perplexity(Broken(), [[0, 1, 2]], 8)
+
+
 def test_no_document_to_predict() -> None:
     with pytest.raises(UserError) as raised:
         unigram_perplexity(np.ones(3, np.int64), [[1], [2]])

@@ -64,7 +64,7 @@ def test_artifacts_lie_beside_the_store(uri: str, tmp_path: Path) -> None:
     (run,) = runs(uri)
     there = tmp_path / "mlruns" / run.info.run_id / "artifacts"
     assert (there / "evaluate" / "table.json").read_bytes() == (folder / "evaluate" / "table.json").read_bytes()
-    assert (there / "config" / "recipe.yaml").is_file() and (there / "weights" / "manifest.json").is_file()
+    assert (there / "config" / "recipes" / "same.yaml").is_file() and (there / "weights" / "manifest.json").is_file()
     assert (there / "loss.svg").read_bytes() == (tmp_path / "loss.svg").read_bytes()
     assert b"<svg" in (there / "loss.svg").read_bytes()
 

@@ -29,8 +29,8 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "evaluate.perplexity.perplexity.before": 10.0, "evaluate.perplexity.perplexity.after": 8.0,
     }  # fmt: skip
     assert sorted(subject.artifacts) == [
-        "config/recipe.yaml", "evaluate/table.json", "metrics.jsonl", "run.json", "verify/tp2-pp2.verify.json",
-        "verify/verify.json", "verify/verify.md", "weights/manifest.json",
+        "config/recipes/same.yaml", "config/runs/same.yaml", "evaluate/table.json", "metrics.jsonl", "run.json",
+        "verify/tp2-pp2.verify.json", "verify/verify.json", "verify/verify.md", "weights/manifest.json",
     ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def command(
     \b
     Example:
       llmpipe evaluate results/runs/tiny_llama --tasks perplexity \\
-          --reference results/models/tiny_llama/checkpoint --output results/runs/tiny_llama/evaluate
+          --reference results/models/tiny_llama/checkpoint --output scratch/evaluate
     """
     from llmpipe.config import parse_data, parse_split
     from llmpipe.evaluate.plan import make_plan

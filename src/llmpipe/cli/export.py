@@ -22,7 +22,7 @@ def command(model: Path, output: Path, to: str) -> None:
 
     \b
     Example:
-      llmpipe export results/runs/tiny_llama --output results/runs/tiny_llama/export
+      llmpipe export results/runs/tiny_llama --output scratch/export
     """
     from llmpipe.export.export import export
 

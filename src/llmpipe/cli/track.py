@@ -24,7 +24,6 @@ def command(results: Path, uri: str, experiment: str, output: Path | None) -> No
     \b
     Example:
       llmpipe track results/runs/tiny_llama
-      mlflow ui --backend-store-uri sqlite:///mlflow.db
     """
     from llmpipe.track.mirror import track
 

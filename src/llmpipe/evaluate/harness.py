@@ -130,11 +130,19 @@ def local_task(path: Path, cache: str) -> dict[str, Any]:
     return config
 
 
+def num_samples(results: dict[str, Any], task: str) -> int:
+    """The documents of a task, or of a group's tasks."""
+    own = results["n-samples"].get(task)
+    return (
+        own["effective"] if own else sum(num_samples(results, part) for part in results["group_subtasks"].get(task, []))
+    )
+
+
 def measures(results: dict[str, Any]) -> list[Measure]:
     """lm-eval's results, a measure for each metric; names lose the filter `none`."""
     found = []
     for task, values in results["results"].items():
-        n = results["n-samples"].get(task, {}).get("effective", 0)
+        n = num_samples(results, task)
         for key, value in values.items():
             name, _, chosen = key.partition(",")
             if not isinstance(value, float | int) or name.endswith("_stderr") or not chosen:

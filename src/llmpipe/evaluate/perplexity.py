@@ -25,7 +25,8 @@ class Perplexity:
 
     @property
     def value(self) -> float:
-        return math.exp(self.nll / self.tokens)
+        mean = self.nll / self.tokens
+        return math.exp(mean) if mean < 700 else math.inf
 
 
 def model_perplexity(engine: HasLogits, documents: Sequence[Sequence[int]], window: int) -> Perplexity:
@@ -33,7 +34,10 @@ def model_perplexity(engine: HasLogits, documents: Sequence[Sequence[int]], wind
     kept = predictable(documents)
     requests = [(document[:1], document[1:]) for document in kept]
     scores = loglikelihoods(engine, requests, window, max(1, window // 2), "perplexity")
-    return Perplexity(-math.fsum(score.logprob for score in scores), sum(len(d) - 1 for d in kept), len(kept))
+    nll = -math.fsum(score.logprob for score in scores)
+    if not math.isfinite(nll):
+        raise UserError(f"the model gives held-out text a log-likelihood of {-nll}: its weights hold NaN or infinity")
+    return Perplexity(nll, sum(len(document) - 1 for document in kept), len(kept))
 
 
 def unigram_perplexity(counts: NDArray[np.int64], documents: Sequence[Sequence[int]]) -> Perplexity:

@@ -3,6 +3,8 @@
 B rows of T tokens, V vocabulary.
 """
 
+import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from llmpipe.inference.generate import greedy
 from llmpipe.layout import Layout
 from llmpipe.parallel.groups import make_groups
 from llmpipe.parallel.processes import run_ranks
+
+log = logging.getLogger(__name__)
 
 LIMIT = 1e-4  # of the largest logit
 NEW_TOKENS = 24
@@ -134,7 +138,10 @@ def check_logits(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
             f"transformers' logits on the export differ from the trained model's by up to {difference:.3g}, more than"
             f" {LIMIT:g} of the largest logit, {largest:.3g}; nothing was exported"
         )
-    return {"max_abs_difference": difference, "max_abs_logit": largest, "limit": LIMIT * largest}
+    log.info("largest difference of a logit %.3g, allowed %.3g", difference, LIMIT * largest)
+    # A power of ten: transformers' last digits may hang on its threads, and the same model has to export to the same bytes.
+    at_most = 10.0 ** math.ceil(math.log10(difference)) if difference else 0.0
+    return {"max_abs_difference_at_most": at_most, "max_abs_logit": largest, "limit": LIMIT * largest}
 
 
 def check_greedy(ours: Answers, theirs: Answers) -> int:

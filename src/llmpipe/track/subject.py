@@ -76,7 +76,10 @@ def read_run(folder: Path) -> Subject:
     run = read_json(folder / "run.json")
     model = run.get("model") or {}
     files = {name: folder / name for name in RUN_FILES}
-    files |= {f"config/{Path(path).name}": Path(path) for path in run.get("config_files") or []}
+    configs = map(Path, run.get("config_files") or [])
+    files |= {
+        f"config/{path.parent.name}/{path.name}": path for path in configs
+    }  # a run's and its recipe's are namesakes
     cards = cards_of(Path(model["path"])) if model.get("path") else {}
     end_ms = int((folder / "run.json").stat().st_mtime * 1000)
     return Subject(
