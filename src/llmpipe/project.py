@@ -6,10 +6,12 @@ that one broken config file does not stop other runs.
 
 from functools import cache
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import yaml
 
-from llmpipe.config import Corpus, Model, Project, Recipe, Run, load
+from llmpipe.config import Corpus, Model, Project, Recipe, Run, build, load
 from llmpipe.errors import UserError, nearest
 from llmpipe.layout import Layout
 
@@ -21,12 +23,15 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG / kind).glob("*.yaml"))
 
 
-@cache
-def project() -> Project:
-    """config/config.yaml; each of its runs has a file."""
-    found = load(Project, CONFIG / "config.yaml")
+def project(values: dict[str, Any]) -> Project:
+    """What config/config.yaml says, read by Snakemake so that its --config counts; each of the runs has a file."""
+    path = CONFIG / "config.yaml"
+    try:
+        found = build(Project, values, "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     for name in found.runs:
-        _expect("runs", name, CONFIG / "config.yaml")
+        _expect("runs", name, path)
     return found
 
 
@@ -122,9 +127,7 @@ def finetune_options(run_name: str) -> str:
 
 def evaluate_options(run_name: str) -> str:
     """The options of `llmpipe evaluate` that a run's file decides."""
-    found, placed = run(run_name), layout(run_name)
-    tp = placed.tp if placed.device == "cuda" else 1
-    return f"--tasks {','.join(found.evaluate)} --device {placed.device} --tp {tp}"
+    return f"--tasks {','.join(run(run_name).evaluate)} --device {layout(run_name).device}"
 
 
 def task_files(run_name: str) -> list[str]:
@@ -149,9 +152,8 @@ def _task_data(path: Path) -> list[str]:
 
 
 def evaluate_gpus(run_name: str) -> int:
-    """GPUs that evaluating a run takes."""
-    placed = layout(run_name)
-    return placed.tp if placed.device == "cuda" else 0
+    """GPUs that evaluating a run takes: `llmpipe evaluate` uses one."""
+    return int(layout(run_name).device == "cuda")
 
 
 def tracked_files(name: str, stage: str) -> list[str]:
@@ -165,10 +167,9 @@ def tracked_files(name: str, stage: str) -> list[str]:
     }[stage]
 
 
-def track_options() -> str:
+def track_options(project: Project) -> str:
     """The options of `llmpipe track` that config/config.yaml decides."""
-    tracking = project().tracking
-    return f"--uri {tracking.uri} --experiment {tracking.experiment}"
+    return f"--uri {quote(project.tracking.uri)} --experiment {quote(project.tracking.experiment)}"
 
 
 _LAYOUT_OPTIONS = ("nodes", "gpus_per_node", "tp", "pp", "dp", "micro_batch", "device")

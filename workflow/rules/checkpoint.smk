@@ -3,8 +3,7 @@
 
 rule convert:
     input:
-        config="config/models/{model}.yaml",
-        source=source,
+        source=by("model", source),
     output:
         directory("results/models/{model}/checkpoint"),
     log:
@@ -12,7 +11,7 @@ rule convert:
     benchmark:
         "logs/convert/{model}.benchmark.tsv"
     params:
-        shape=shape_option,
+        shape=by("model", project.shape_option),
     shell:
         "llmpipe convert {input.source} --output {output} {params.shape} --log {log}"
 
@@ -20,7 +19,7 @@ rule convert:
 rule verify:
     input:
         checkpoint="results/models/{model}/checkpoint",
-        source=source,
+        source=by("model", source),
     output:
         card="results/models/{model}/verify.json",
         text="results/models/{model}/verify.md",
@@ -34,6 +33,7 @@ rule verify:
         "logs/verify/{model}.log",
     benchmark:
         "logs/verify/{model}.benchmark.tsv"
+    threads: 8
     shell:
         "llmpipe verify {input.checkpoint} --reference {input.source} --output {output.card} --log {log}"
 
@@ -72,5 +72,6 @@ rule verify_shards:
         "logs/verify/{model}.tp{tp}-pp{pp}.log",
     benchmark:
         "logs/verify/{model}.tp{tp}-pp{pp}.benchmark.tsv"
+    threads: 8
     shell:
         "llmpipe verify {input.shards} --reference {input.checkpoint} --output {output.card} --log {log}"

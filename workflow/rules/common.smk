@@ -17,48 +17,44 @@ wildcard_constraints:
 
 
 def told(look_up, *arguments):
-    """What a look-up finds; a mistake in a config file is told in one sentence, without a traceback."""
+    """What a look-up finds; a mistake in a config file is told without a traceback."""
     try:
         return look_up(*arguments)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
 
-def of_run(look_up):
-    """A look-up by the {run} wildcard, as an input, param or resource function."""
-    return lambda wildcards: told(look_up, wildcards.run)
+def by(wildcard, look_up, *more):
+    """A look-up by a wildcard's value, as a function for input, params, threads and resources."""
 
+    def found(wildcards):
+        return told(look_up, getattr(wildcards, wildcard), *more)
 
-def resource(name):
-    """A resource of the {run} wildcard's training job."""
-    return lambda wildcards: launch.resources(told(project.layout, wildcards.run))[name]
+    return found
 
 
 def there(path, message):
     """`path`, which exists or is made by a rule (the demo makes its own); else the message is for the user."""
-    if Path(path).exists() or any(rule.is_producer(path) for rule in workflow.rules):
+    if Path(path).exists() or any(known.is_producer(path) for known in workflow.rules):
         return path
-    raise WorkflowError(message)
+    raise UserError(message)
 
 
-def source(wildcards):
-    path = told(project.model, wildcards.model).source
-    return there(path, project.missing_source(wildcards.model))
+def source(model):
+    return there(project.model(model).source, project.missing_source(model))
 
 
-def shape_option(wildcards):
-    return project.shape_option(wildcards.model)
+def corpus_files(corpus):
+    files = project.corpus(corpus).files
+    return [there(file, project.missing_corpus(corpus, file)) for file in files]
 
 
-def corpus_files(wildcards):
-    files = told(project.corpus, wildcards.corpus).files
-    return [
-        there(file, project.missing_corpus(wildcards.corpus, file)) for file in files
-    ]
+def training(run, resource):
+    return launch.resources(project.layout(run))[resource]
 
 
 def tracked_files(wildcards):
     return project.tracked_files(wildcards.name, wildcards.stage)
 
 
-RUNS = told(project.project).runs
+PROJECT = told(project.project, config)

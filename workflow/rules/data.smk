@@ -4,7 +4,7 @@
 rule tokenize:
     input:
         corpus="config/corpora/{corpus}.yaml",
-        files=corpus_files,
+        files=by("corpus", corpus_files),
         tokenizer="results/models/{model}/checkpoint",
     output:
         bin="results/models/{model}/corpora/{corpus}.bin",

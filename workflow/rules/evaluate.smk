@@ -1,10 +1,13 @@
+# What the training did: the run beside the checkpoint it started from, then the trained model for the world.
+
+
 rule evaluate:
     input:
         weights="results/runs/{run}/weights",
         record="results/runs/{run}/run.json",
-        data=of_run(project.dataset_files),
-        tasks=of_run(project.task_files),
-        reference=of_run(project.checkpoint),
+        data=by("run", project.dataset_files),
+        tasks=by("run", project.task_files),
+        reference=by("run", project.checkpoint),
     output:
         table="results/runs/{run}/evaluate/table.json",
         text="results/runs/{run}/evaluate/table.md",
@@ -18,11 +21,12 @@ rule evaluate:
         "logs/evaluate/{run}.log",
     benchmark:
         "logs/evaluate/{run}.benchmark.tsv"
+    threads: 8
     resources:
-        gpu=of_run(project.evaluate_gpus),
+        gpu=by("run", project.evaluate_gpus),
     params:
         folder=subpath(output.table, parent=True),
-        options=of_run(project.evaluate_options),
+        options=by("run", project.evaluate_options),
     shell:
         "llmpipe evaluate results/runs/{wildcards.run} --reference {input.reference}"
         " --output {params.folder} {params.options} --log {log}"
@@ -39,5 +43,6 @@ rule export:
         "logs/export/{run}.log",
     benchmark:
         "logs/export/{run}.benchmark.tsv"
+    threads: 8
     shell:
         "llmpipe export results/runs/{wildcards.run} --output {output} --log {log}"

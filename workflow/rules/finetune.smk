@@ -1,12 +1,14 @@
+# The training. What config/runs/{run}.yaml says arrives in the inputs and in `options`, so editing its `evaluate:`
+# does not train again; editing a recipe trains its runs again, and no others.
+
+
 rule finetune:
     input:
-        # Changing any of these retrains the run, and no other.
-        recipe=of_run(project.recipe_file),
-        configs=of_run(project.config_files),
-        shards=of_run(project.rank_files),
+        recipe=by("run", project.recipe_file),
+        shards=by("run", project.rank_files),
         # Training cannot start before both cards say pass.
-        cards=of_run(project.cards),
-        data=of_run(project.dataset_files),
+        cards=by("run", project.cards),
+        data=by("run", project.dataset_files),
     output:
         weights=directory("results/runs/{run}/weights"),
         metrics="results/runs/{run}/metrics.jsonl",
@@ -15,20 +17,21 @@ rule finetune:
         "logs/finetune/{run}.log",
     benchmark:
         "logs/finetune/{run}.benchmark.tsv"
-    threads: resource("threads")
+    threads: by("run", training, "threads")
     resources:
-        # One launcher a node starts that node's ranks; the numbers are tested against the Slurm plugin.
-        mpi=resource("mpi"),
-        nodes=resource("nodes"),
-        tasks=resource("tasks"),
+        # One launcher a node, which starts that node's ranks: see llmpipe.launch.resources. `gpu` is the total: on one
+        # machine `--resources gpu=8` counts it, so that two trainings do not meet on a GPU.
+        mpi=by("run", training, "mpi"),
+        nodes=by("run", training, "nodes"),
+        tasks=by("run", training, "tasks"),
         tasks_per_gpu=0,
-        gpu=resource("gpu"),
-        slurm_extra=resource("slurm_extra"),
+        gpu=by("run", training, "gpu"),
+        slurm_extra=by("run", training, "slurm_extra"),
     params:
         # Training checkpoints in it are undeclared on purpose: Snakemake deletes outputs
         # before every attempt, and a retry resumes from them.
         folder=subpath(output.record, parent=True),
-        options=of_run(project.finetune_options),
+        options=by("run", project.finetune_options),
     shell:
         "llmpipe finetune {input.recipe} --model {input.shards} --output {params.folder}"
-        " {params.options} --log {log}"
+        " {params.options} --threads {threads} --log {log}"
