@@ -8,10 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from llmpipe.cli import COMMANDS, group
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -127,6 +131,12 @@ def test_training_learns(demo: Path) -> None:
     perplexity = table["perplexity", "perplexity"]
     assert perplexity["after"] < 0.6 * perplexity["before"]
     assert ("next_line", "acc") in table
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_each_commands_help_works(name: str, demo: Path) -> None:
+    shown = CliRunner().invoke(group, [name, "--help"]).output
+    succeeded(textwrap.dedent(shown.split("Example:\n")[1].split("\n\n")[0]), demo)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import llmpipe
-from llmpipe.errors import UserError
+from llmpipe.errors import UserError, nearest
 
 COMMANDS = ("tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "track")
 
@@ -26,9 +26,9 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in COMMANDS:
-            return None
+            ctx.fail(f"there is no command {cmd_name!r}: {nearest(cmd_name, COMMANDS)}")
         return importlib.import_module(f"llmpipe.cli.{cmd_name}").command
 
 

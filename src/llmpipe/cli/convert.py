@@ -26,7 +26,7 @@ def command(source: Path, output: Path, to: str, dtype: str | None, shape: str |
 
     \b
     Example:
-      llmpipe convert weights/tiny_llama --output results/models/tiny_llama/checkpoint
+      llmpipe convert weights/tiny_llama --output scratch/checkpoint
     """
     from llmpipe.checkpoint import convert
     from llmpipe.families import named_size

@@ -18,7 +18,7 @@ def command(sources: tuple[Path, ...], output: Path) -> None:
 
     \b
     Example:
-      llmpipe merge results/models/tiny_llama/tp2-pp2 --output merged
+      llmpipe merge results/models/tiny_llama/tp2-pp2 --output scratch/merged
     """
     from llmpipe.errors import UserError
 

@@ -20,7 +20,7 @@ def command(source: Path, tp: int, pp: int, output: Path) -> None:
 
     \b
     Example:
-      llmpipe shard results/models/tiny_llama/checkpoint --tp 2 --pp 2 --output results/models/tiny_llama/tp2-pp2
+      llmpipe shard results/models/tiny_llama/checkpoint --tp 2 --pp 2 --output scratch/tp2-pp2
     """
     from llmpipe.checkpoint.convert import shard
 

@@ -36,7 +36,7 @@ def command(
 
     \b
     Example:
-      llmpipe tokenize corpus.jsonl --tokenizer results/models/tiny_llama/checkpoint --output data/corpus
+      llmpipe tokenize data/tiny_llama.jsonl --tokenizer results/models/tiny_llama/checkpoint --output scratch/corpus
     """
     from llmpipe.data.tokenize import corpus_of, tokenize
 

@@ -1,0 +1,56 @@
+"""The command group: what it lists, that it starts at once, how it tells mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from llmpipe.cli import COMMANDS, group
+
+HEAVY = ("torch", "transformers", "mlflow", "sentencepiece", "datasets", "lm_eval", "snakemake", "numpy")
+
+
+def llmpipe(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llmpipe", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_stages_are_listed_in_the_order_of_the_flow() -> None:
+    shown = CliRunner().invoke(group, ["--help"]).output
+    listed = [line.split()[0] for line in shown.split("Commands:")[1].splitlines() if line.strip()]
+    assert listed == [
+        "tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "track",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_help_has_an_example(name: str) -> None:
+    shown = CliRunner().invoke(group, [name, "--help"]).output
+    assert f"llmpipe {name} " in shown.split("Example:")[1]
+    assert "--log FILE" in shown
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from llmpipe.cli import COMMANDS, group\n"
+        "for name in COMMANDS:\n"
+        "    try: group.main([name, '--help'], standalone_mode=True)\n"
+        "    except SystemExit: pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_mistake_is_one_sentence_on_stderr_and_in_the_log(tmp_path: Path) -> None:
+    done = llmpipe("convert", "missing", "--output", "out", "--log", "logs/convert.log", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ERROR missing" in done.stderr and "Traceback" not in done.stderr
+    log = (tmp_path / "logs/convert.log").read_text()
+    assert "$ llmpipe convert missing --output out --log logs/convert.log" in log and "ERROR missing" in log
+
+
+def test_an_unknown_command_names_the_nearest() -> None:
+    assert "there is no command 'tokenise': did you mean 'tokenize'?" in llmpipe("tokenise").stderr
