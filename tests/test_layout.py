@@ -1,0 +1,69 @@
+"""Ranks, slices and what cannot be split."""
+
+import pytest
+import torch
+
+from llmpipe.errors import UserError
+from llmpipe.layout import Coordinates, Layout, check_split, chunk, kv_chunk, legal_tps, stage_layers
+
+
+def test_ranks_are_numbered_as_in_megatron() -> None:
+    # The groups that Megatron-LM's initialize_model_parallel documents for 16 GPUs, tp 2 and pp 4.
+    layout = Layout(gpus_per_node=8, nodes=2, tp=2, pp=4).resolved()
+    where = [layout.coordinates(rank) for rank in range(16)]
+    assert layout.dp == 2
+    assert [where[0], where[1]] == [Coordinates(dp=0, pp=0, tp=0), Coordinates(dp=0, pp=0, tp=1)]
+    assert [rank for rank in range(16) if (where[rank].dp, where[rank].tp) == (0, 0)] == [0, 4, 8, 12]
+    assert [rank for rank in range(16) if (where[rank].pp, where[rank].tp) == (0, 0)] == [0, 2]
+    assert len(set(where)) == 16
+
+
+def test_dp_takes_what_is_left_over() -> None:
+    assert Layout(gpus_per_node=8, tp=2).resolved().dp == 4
+    assert Layout(gpus_per_node=8, tp=2, dp=4).resolved().dp == 4
+
+
+@pytest.mark.parametrize("given", [{"tp": 3}, {"tp": 2, "dp": 8}, {"pp": 16}])
+def test_wrong_world_size(given: dict[str, int]) -> None:
+    with pytest.raises(UserError) as error:
+        Layout(gpus_per_node=4, nodes=2, **given).resolved()
+    assert "does not make 8 processes (2 nodes x 4 gpus_per_node)" in str(error.value)
+    assert "tp x pp x cp has to be one of [1, 2, 4, 8]" in str(error.value)
+
+
+def test_zero_and_later_versions_are_refused() -> None:
+    with pytest.raises(UserError, match="layout: tp is 0, but has to be 1 or more"):
+        Layout(tp=0)
+    with pytest.raises(UserError, match="cp is 2; this version of llmpipe runs cp: 1 only"):
+        Layout(cp=2)
+
+
+def test_legal_tps_replicate_kv_heads() -> None:
+    assert legal_tps(64, 8) == [1, 2, 4, 8, 16, 32, 64]  # above 8, ranks share a KV head
+    assert legal_tps(40, 40) == [1, 2, 4, 5, 8, 10, 20, 40]
+    assert legal_tps(71, 1) == [1, 71]  # Falcon 7B
+
+
+def test_tp_that_does_not_divide_names_those_that_would() -> None:
+    with pytest.raises(UserError, match=r"tp 3 does not divide 4 query heads and 2 KV heads: .* one of \[1, 2, 4\]"):
+        check_split(3, 1, num_heads=4, num_kv_heads=2, num_layers=4, ffn=352)
+    with pytest.raises(UserError, match="tp 4 does not divide the MLP's 350 rows"):
+        check_split(4, 1, num_heads=4, num_kv_heads=2, num_layers=4, ffn=350)
+    with pytest.raises(UserError, match=r"pp 3 does not divide 4 layers: pp has to be one of \[1, 2, 4\]"):
+        check_split(1, 3, num_heads=4, num_kv_heads=2, num_layers=4, ffn=352)
+
+
+def test_stages_cover_the_layers_once() -> None:
+    assert [layer for stage in range(4) for layer in stage_layers(80, 4, stage)] == list(range(80))
+
+
+@pytest.mark.parametrize(("size", "parts"), [(32000, 8), (203, 4), (5, 4), (3, 8)])
+def test_chunks_are_those_of_torch(size: int, parts: int) -> None:
+    theirs = [part.tolist() for part in torch.arange(size).chunk(parts)]
+    ours = [list(range(size))[chunk(size, parts, rank)] for rank in range(parts)]
+    assert ours == theirs + [[]] * (parts - len(theirs))
+
+
+def test_ranks_that_share_a_kv_head_hold_the_same_rows() -> None:
+    rows = [kv_chunk(num_kv_heads=2, head_dim=16, tp=8, rank=rank) for rank in range(8)]
+    assert rows == [slice(0, 16)] * 4 + [slice(16, 32)] * 4
