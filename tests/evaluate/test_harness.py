@@ -116,6 +116,7 @@ def test_a_local_multiple_choice_task(ours: HarnessModel, theirs: HFLM, task_fil
     results = simple_evaluate(theirs, tasks=[str(task_file)], task_manager=manager, log_samples=False)["results"]
     capfd.readouterr()
     found = {measure.metric: measure for measure in run_tasks(ours, [str(task_file)])}
+    assert capfd.readouterr() == ("", "")  # no bars in a log
     for metric in ("acc", "acc_norm"):
         assert found[metric].value == results["next_line"][f"{metric},none"]
         assert found[metric].stderr == results["next_line"][f"{metric}_stderr,none"]

@@ -1,8 +1,11 @@
 """lm-eval's side of an evaluation: our engine as a model of its, its tasks run, its results as measures."""
 
 import logging
+import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from llmpipe.inference.generate import greedy
 from llmpipe.inference.loglikelihood import HasLogits, loglikelihoods
 
 MAX_NEW_TOKENS = 256
+FEWSHOT_SEED = 1234  # lm-eval's own
 log = logging.getLogger(__name__)
 
 
@@ -88,18 +92,20 @@ class HarnessModel(TemplateLM):
 
 def run_tasks(model: HarnessModel, tasks: list[str]) -> list[Measure]:
     """Run lm-eval's tasks, by its names or from files of ours, and return what was measured."""
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
-    quieten()
     manager = TaskManager(include_defaults=not all(map(is_file, tasks)))  # its own tasks take seconds to list
     for task in tasks:
         if not is_file(task) and task not in manager.all_tasks:
             raise UserError(f"lm-eval knows no task {task!r}: {nearest(task, manager.all_tasks)}")
-    with tempfile.TemporaryDirectory() as cache:
-        specs: list[Any] = [local_task(Path(task), cache) if is_file(task) else task for task in tasks]
+    with tempfile.TemporaryDirectory() as cache, quiet():
         try:
-            results = simple_evaluate(model=model, tasks=specs, task_manager=manager, log_samples=False, batch_size=1)
+            loaded = manager.load([local_task(Path(task), cache) if is_file(task) else task for task in tasks])
+            for task in loaded["tasks"].values():
+                task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
+                task.set_fewshot_seed(FEWSHOT_SEED)
+            results = evaluate(model, loaded, log_samples=False)
         except UserError:
             raise
         except Exception as error:  # lm-eval and datasets raise what they like
@@ -108,13 +114,19 @@ def run_tasks(model: HarnessModel, tasks: list[str]) -> list[Measure]:
     return measures(dict(results)) if results else []
 
 
-def quieten() -> None:
-    """lm-eval's and datasets' chatter and bars."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without lm-eval's and datasets' chatter, and without bars where no terminal shows them; our log has its own."""
     import datasets
 
     datasets.disable_progress_bars()
     for chatty in ("lm_eval", "datasets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    if sys.stderr.isatty():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # noqa: PTH123
+        yield
 
 
 def is_file(task: str) -> bool:

@@ -139,7 +139,7 @@ def check_logits(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
             f" {LIMIT:g} of the largest logit, {largest:.3g}; nothing was exported"
         )
     log.info("largest difference of a logit %.3g, allowed %.3g", difference, LIMIT * largest)
-    # A power of ten: transformers' last digits may hang on its threads, and the same model has to export to the same bytes.
+    # A power of ten: transformers' last digits may hang on its threads, but a model always exports to the same bytes.
     at_most = 10.0 ** math.ceil(math.log10(difference)) if difference else 0.0
     return {"max_abs_difference_at_most": at_most, "max_abs_logit": largest, "limit": LIMIT * largest}
 
