@@ -136,6 +136,7 @@ def wait_until_no_rank_lives(run: Path) -> None:
         (["--micro-batch", "3"], r"global_batch 8 is not divisible by dp 1 x micro_batch 3"),
         (["--tp", "1", "--pp", "2", "--micro-batch", "8"], r"1 micro-batches .* fewer than its 2 stages"),
         (["--cp", "2"], r"cp is 2; this version of llmpipe runs cp: 1 only"),
+        (["--device", "cuda"], r"wants 2 GPUs on each node, and torch sees 0 here"),
         (["--split", "1,2"], r"three shares for train, validation and test are expected"),
         (["--nodes", "2", "--dp", "2"], r"2 nodes take a Slurm job, or .* --node-rank R --master HOST:PORT"),
     ],

@@ -97,8 +97,3 @@ def test_an_output_that_is_something_else(run: Path, checkpoint: Path) -> None:
         f"--output {checkpoint} holds config.json, generation_config.json, manifest.json, model.safetensors and no"
         " table.json: it is no evaluation, and evaluate does not replace it: name another directory or remove it"
     )
-
-
-def test_several_processes_on_a_gpu(run: Path, tmp_path: Path) -> None:
-    said = refused(run, "--tasks", "perplexity", "--output", tmp_path / "out", "--tp", 2, "--device", "cuda")
-    assert said == "--tp 2 takes --device cpu in this version: on a GPU the model has to fit one process"

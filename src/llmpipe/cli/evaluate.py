@@ -16,7 +16,7 @@ from llmpipe.cli import with_log
 @click.option("--seq-len", type=int, help="Tokens read at once; default: the run's, else all that the model can.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="A directory for the table.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--tp", default=1, show_default=True, help="Processes that share the model; more than one with cpu only.")
+@click.option("--tp", default=1, show_default=True, help="Processes that share the model.")
 @with_log
 def command(
     model: Path, tasks: str, data: tuple[str, ...], split: str | None, reference: Path | None, seq_len: int | None,

@@ -54,7 +54,7 @@ def command(
     Example:
       llmpipe finetune config/recipes/tiny_llama.yaml --model results/models/tiny_llama/tp2-pp2 \\
           --data results/models/tiny_llama/corpora/tiny_llama --output scratch/run \\
-          --tp 2 --pp 2 --gpus-per-node 4 --device cpu
+          --tp 2 --pp 2 --gpus-per-node 4 --micro-batch 8 --device cpu
     """
     from llmpipe.config import Recipe, load, parse_data, parse_split
     from llmpipe.launch import Place, launch

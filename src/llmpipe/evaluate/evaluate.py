@@ -23,7 +23,7 @@ from llmpipe.evaluate.table import Measure, rows, write_table
 from llmpipe.files import atomic_directory
 from llmpipe.inference.forward import Engine
 from llmpipe.layout import Layout
-from llmpipe.parallel.groups import make_groups
+from llmpipe.parallel.groups import make_groups, rank_device
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.train.record import identity
 
@@ -33,7 +33,7 @@ OpenEngine = Callable[[Path], Engine]
 
 
 def run(plan: Plan, output: Path, device: str, tp: int) -> None:
-    """Evaluate in this process, or in tp of them on the CPU."""
+    """Evaluate in this process, or in tp of them."""
     check_output(output)
     if plan.offline:
         for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):  # before lm-eval imports datasets
@@ -41,9 +41,7 @@ def run(plan: Plan, output: Path, device: str, tp: int) -> None:
     if tp == 1:
         evaluate(plan, output, lambda path: Engine.open(path, inference_dtype(path, device), device))
         return
-    if device != "cpu":
-        raise UserError(f"--tp {tp} takes --device cpu in this version: on a GPU the model has to fit one process")
-    run_ranks(evaluate_rank, tp, plan, output, tp)
+    run_ranks(evaluate_rank, tp, plan, output, device, tp, device=device)
 
 
 def check_output(output: Path) -> None:
@@ -61,13 +59,13 @@ def inference_dtype(path: Path, device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else open_source(path).dtype("embedding.weight")
 
 
-def evaluate_rank(plan: Plan, output: Path, tp: int) -> None:
-    """`evaluate` in one of tp gloo processes."""
+def evaluate_rank(plan: Plan, output: Path, device: str, tp: int) -> None:
+    """`evaluate` in one of tp processes."""
     if dist.get_rank() != 0:  # one bar and one log
         logging.disable()
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
-    groups = make_groups(Layout(tp=tp, gpus_per_node=tp, device="cpu").resolved(), torch.device("cpu"))
-    evaluate(plan, output, lambda path: Engine.open(path, torch.float32, "cpu", groups))
+    groups = make_groups(Layout(tp=tp, gpus_per_node=tp).resolved(), rank_device(device))
+    evaluate(plan, output, lambda path: Engine.open(path, inference_dtype(path, device), str(groups.device), groups))
 
 
 def evaluate(plan: Plan, output: Path, open_engine: OpenEngine) -> None:

@@ -1,11 +1,13 @@
 """The process groups of a run: who reduces with whom."""
 
+import os
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from llmpipe.errors import UserError
 from llmpipe.layout import Coordinates, Layout
 
 
@@ -42,6 +44,19 @@ class Groups:
     @property
     def is_last_stage(self) -> bool:
         return self.at.pp == self.layout.pp - 1
+
+
+def rank_device(kind: str) -> torch.device:
+    """This rank's device; a GPU by its local rank."""
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            "device cuda was asked for, but torch sees no GPU here: device cpu takes gloo processes instead"
+        )
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
 
 
 def make_groups(layout: Layout, device: torch.device) -> Groups:

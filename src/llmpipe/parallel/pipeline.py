@@ -16,10 +16,14 @@ from llmpipe.parallel.groups import Groups
 class Batch(Protocol):
     """A rank's share of a global batch, on the rank's device."""
 
-    tokens: torch.Tensor  # (M, B, T) int64
-    labels: torch.Tensor  # (M, B, T) int64
-    weights: torch.Tensor  # (M, B, T) fp32
-    cu_seqlens: torch.Tensor  # (M, documents + 1) int32, padded at the end with N
+    @property
+    def tokens(self) -> torch.Tensor: ...  # (M, B, T) int64
+    @property
+    def labels(self) -> torch.Tensor: ...  # (M, B, T) int64
+    @property
+    def weights(self) -> torch.Tensor: ...  # (M, B, T) fp32
+    @property
+    def cu_seqlens(self) -> torch.Tensor: ...  # (M, documents + 1) int32, padded at the end with N
 
 
 def make_schedule(

@@ -14,6 +14,8 @@ from typing import Any
 
 TIMEOUT = timedelta(minutes=10)
 PR_SET_PDEATHSIG = 1
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""torch's name of how ranks talk, by the device that they compute on."""
 
 
 def die_with_parent(signal_number: int) -> None:
@@ -21,16 +23,19 @@ def die_with_parent(signal_number: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """Call `function(*arguments)` in each of `world_size` forked gloo ranks; return what each returned, by rank.
+def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, device: str = "cpu") -> list[Any]:
+    """Call `function(*arguments)` in each of `world_size` forked ranks; return what each returned, by rank.
 
-    A rank that raises ends the others and its traceback is raised here. CPU only: never after CUDA was initialised.
+    The ranks meet by gloo, with "cuda" also by NCCL, each on the GPU of its number. A rank that raises ends the others
+    and its traceback is raised here. Forked processes cannot use CUDA if this one already does.
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
         ranks = [
-            context.Process(target=_rank, args=(function, rank, world_size, folder, pipe[1], arguments), daemon=True)
+            context.Process(
+                target=_rank, args=(function, rank, world_size, folder, pipe[1], arguments, device), daemon=True
+            )
             for rank, pipe in enumerate(pipes)
         ]
         for process, (_, sender) in zip(ranks, pipes, strict=True):
@@ -69,6 +74,7 @@ def _rank(
     folder: str,
     sender: Connection,
     arguments: tuple[Any, ...],
+    device: str,
 ) -> None:
     """The body of one rank's process."""
     import torch
@@ -81,7 +87,11 @@ def _rank(
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     try:
         dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size, timeout=TIMEOUT
+            BACKENDS[device],
+            init_method=f"file://{folder}/rendezvous",
+            rank=rank,
+            world_size=world_size,
+            timeout=TIMEOUT,
         )
         result = (None, function(*arguments))
         dist.barrier()

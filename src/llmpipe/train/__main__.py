@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from llmpipe.errors import UserError
-from llmpipe.parallel.processes import die_with_parent
+from llmpipe.parallel.processes import BACKENDS, die_with_parent
 from llmpipe.progress import configure_logging
 from llmpipe.train.job import read_job
 from llmpipe.train.loop import train
@@ -28,7 +28,7 @@ def main() -> None:
     if os.environ["RANK"] == "0":  # the log in the run folder outlives Snakemake's, which each attempt empties
         configure_logging(job.run / "log.txt", *map(Path, sys.argv[2:]))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    dist.init_process_group("gloo" if job.layout.device == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+    dist.init_process_group(BACKENDS[job.layout.device], timeout=TIMEOUT)
     try:
         train(job)
     except UserError as error:

@@ -3,17 +3,30 @@
 import logging
 from pathlib import Path
 
+import torch
+
 from llmpipe.checkpoint.source import open_source
 from llmpipe.data.loader import check_batch, check_tokenizer, check_vocab
 from llmpipe.errors import UserError
+from llmpipe.layout import Layout
 from llmpipe.train.job import Job
 
 log = logging.getLogger(__name__)
 
 
+def check_device(layout: Layout) -> None:
+    """UserError if this node has fewer GPUs than the layout wants."""
+    if layout.device == "cuda" and torch.cuda.device_count() < layout.gpus_per_node:
+        raise UserError(
+            f"the layout wants {layout.gpus_per_node} GPUs on each node, and torch sees {torch.cuda.device_count()} here:"
+            " lower gpus_per_node, or take device: cpu, which runs gloo processes"
+        )
+
+
 def preflight(job: Job) -> None:
     """UserError for a job that cannot work; logs the batch's arithmetic as one sentence."""
     recipe, layout = job.recipe, job.layout
+    check_device(layout)
     shape = open_source(Path(job.model)).shape
     shape.check_split(layout.tp, layout.pp)
     check_batch(recipe.global_batch, layout.micro_batch, layout.dp)

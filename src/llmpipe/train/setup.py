@@ -1,6 +1,5 @@
 """What a rank needs before the first step: its groups, its part of the model, its optimizer, its data."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from llmpipe.data.loader import Loader
 from llmpipe.data.sampling import Blend
 from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import fill
-from llmpipe.parallel.groups import Groups, make_groups
+from llmpipe.parallel.groups import Groups, make_groups, rank_device
 from llmpipe.parallel.pipeline import make_schedule
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
@@ -63,15 +62,6 @@ def prepare(job: Job) -> Trainer:
     num_tokens = layout.micro_batch * recipe.seq_len
     schedule = make_schedule(model, groups, num_micro_batches, num_tokens, shape.hidden, DTYPES[recipe.precision])
     return Trainer(job, groups, model, schedule, Optimizer(model, shape, recipe, groups), loader)
-
-
-def rank_device(kind: str) -> torch.device:
-    """This rank's device; a GPU by its local rank."""
-    if kind == "cpu":
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    return device
 
 
 def shard_over_dp(model: Decoder, groups: Groups, precision: str) -> None:
