@@ -1,0 +1,55 @@
+"""The workflow's own rules: thin rules, lint clean, the Slurm profile."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RULES = sorted((ROOT / "workflow/rules").glob("*.smk"))
+
+
+@pytest.mark.parametrize("project", [".", "demo"])
+def test_lint_is_clean(project: str) -> None:
+    done = subprocess.run([sys.executable, ".ci/lint_workflow.py", project], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lint_finds_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text('rule bare:\n    output:\n        "x",\n    shell:\n        "touch {output}"\n')
+    check = [sys.executable, ".ci/lint_workflow.py"]
+    done = subprocess.run([*check, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "No log directive defined" in done.stdout
+    (tmp_path / "Snakefile").write_text("rule broken\n")
+    done = subprocess.run([*check, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "snakemake --lint failed" in done.stdout
+
+
+@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
+def test_rules_are_thin(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"^\s+(run|script|notebook|wrapper|retries):", text, re.MULTILINE)
+    assert "lambda" not in text
+    commands = re.findall(r'shell:\n((?:\s+".*"\n?)+)', text)
+    assert len(commands) == text.count("shell:")
+    for command in commands:
+        joined = "".join(re.findall(r'"(.*)"', command))
+        assert re.fullmatch(r"llmpipe [a-z]+ .* --log \{log\}", joined), joined
+
+
+def test_common_holds_look_ups_only() -> None:
+    text = (ROOT / "workflow/rules/common.smk").read_text()
+    assert len(text.splitlines()) <= 60
+    assert not re.search(r"^rule ", text, re.MULTILINE)
+
+
+def test_slurm_profile() -> None:
+    profile = yaml.safe_load((ROOT / "slurm/config.yaml").read_text())
+    assert profile["executor"] == "slurm" and profile["retries"] >= 1 and profile["jobs"]
+    assert "slurm-array-jobs" not in profile and profile["slurm-no-requeue"] is True
+    assert (ROOT / "demo/slurm").resolve() == ROOT / "slurm"
+    # A workflow profile of this name would be merged into --profile slurm, block by block.
+    assert not any((ROOT / folder).exists() for folder in ("workflow/profiles", "profiles", "default"))

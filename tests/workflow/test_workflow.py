@@ -1,0 +1,136 @@
+"""The workflow in a user's project folder: the right jobs, mistakes told, nothing made twice."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from click.testing import CliRunner
+from snakemake_help import commands, job_counts
+from standins import PARAMS, meta_weights
+
+from llmpipe.cli import group
+from llmpipe.config import Model, load
+from llmpipe.families import named_size
+
+ROOT = Path(__file__).parents[2]
+Snakemake = Callable[..., CompletedProcess[str]]
+STAGES = ("convert", "verify", "tokenize", "shard", "verify_shards", "finetune", "track_finetune")
+ONE_NODE = "mpi=, nodes=1, tasks=1, tasks_per_gpu=0, gpu=8, slurm_extra=--gpus-per-node=8 --signal=TERM@120\n"
+FOUR_NODES = "mpi=srun, nodes=4, tasks=4, tasks_per_gpu=0, gpu=32, slurm_extra=--gpus-per-node=8 --signal=TERM@120\n"
+
+
+@pytest.mark.usefixtures("inputs")
+@pytest.mark.parametrize(
+    ("model", "layout", "resources"),
+    [
+        ("llama2_7b", "--nodes 1 --gpus-per-node 8 --tp 1 --pp 1 --dp 8", ONE_NODE),
+        ("llama2_13b", "--nodes 1 --gpus-per-node 8 --tp 2 --pp 1 --dp 4", ONE_NODE),
+        ("llama2_70b", "--nodes 4 --gpus-per-node 8 --tp 8 --pp 4 --dp 1", FOUR_NODES),
+    ],
+)
+def test_slurm_dry_run_prints_the_right_jobs(model: str, layout: str, resources: str, snakemake: Snakemake) -> None:
+    done = snakemake("--profile", "slurm", "-n", "-p", f"finetune_{model}")
+    assert done.returncode == 0, done.stdout
+    assert job_counts(done.stdout) == dict.fromkeys([*STAGES, f"finetune_{model}"], 1)
+    finetune = next(line for line in commands(done.stdout) if line.startswith("llmpipe finetune"))
+    ranks = f"tp{layout.split()[5]}-pp{layout.split()[7]}"
+    assert f"--model results/models/{model}/{ranks} --output results/runs/{model} " in finetune
+    assert f" {layout} --micro-batch 1 --device cuda " in finetune
+    assert " --threads 64 " in finetune
+    assert resources in done.stdout
+
+
+def test_shipped_model_fits_real_weights(tmp_path: Path) -> None:
+    meta_weights(tmp_path / "weights", "llama2_7b")
+    done = CliRunner().invoke(
+        group, ["convert", str(tmp_path / "weights"), "--output", "out", "--shape", "llama2_7b", "--dry-run"]
+    )
+    assert done.exit_code == 0, done.exception
+    assert "291 tensors, 6,738,415,616 parameters" in done.stdout  # what transformers counts for Llama 2 7B
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_shipped_models_have_the_sizes_of_meta(name: str) -> None:
+    shape = named_size(load(Model, ROOT / "config/models" / f"{name}.yaml").shape or "")
+    _, params = PARAMS[name]
+    assert (shape.hidden, shape.num_layers, shape.num_heads) == (params["dim"], params["n_layers"], params["n_heads"])
+    assert shape.num_kv_heads == params.get("n_kv_heads", params["n_heads"])
+    # As in Meta's llama/model.py, FeedForward.
+    hidden = int(params.get("ffn_dim_multiplier", 1) * int(2 * 4 * params["dim"] / 3))
+    assert shape.ffn == -(-hidden // params["multiple_of"]) * params["multiple_of"]
+
+
+def test_missing_source_says_which_file_to_edit(project: Path, snakemake: Snakemake) -> None:
+    done = snakemake("-n", "finetune_llama2_7b")
+    assert done.returncode == 1
+    assert (
+        "the weights of model llama2_7b are not there: weights/llama-2-7b does not exist. Edit `source:` in"
+        " config/models/llama2_7b.yaml: it takes a directory with Meta's files (consolidated.*.pth, params.json,"
+        " tokenizer.model) or a Hugging Face directory (config.json, *.safetensors, tokenizer.model)" in done.stdout
+    )
+    (project / "weights/llama-2-7b").mkdir(parents=True)
+    done = snakemake("-n", "finetune_llama2_7b")
+    assert done.returncode == 1
+    assert (
+        "the text of corpus text is not there: data/corpus.jsonl does not exist. Edit `files:` in"
+        " config/corpora/text.yaml: it takes .jsonl, .jsonl.gz or .txt files, or directories of them" in done.stdout
+    )
+
+
+@pytest.mark.usefixtures("inputs")
+def test_wrong_config_is_told_and_stops_its_own_run_only(project: Path, snakemake: Snakemake) -> None:
+    run = project / "config/runs/llama2_13b.yaml"
+    run.write_text(run.read_text().replace("recipe:", "recipee:"))
+    assert snakemake("-n", "export_llama2_7b").returncode == 0
+    done = snakemake("-n", "export_llama2_13b")
+    assert done.returncode == 1
+    assert "config/runs/llama2_13b.yaml: unknown key recipee: did you mean 'recipe'?" in done.stdout
+    done = snakemake("-n", "--config", "runs=[llama2_7c]")
+    assert done.returncode == 1
+    told = "config/config.yaml names 'llama2_7c', but there is no config/runs/llama2_7c.yaml: did you mean 'llama2_7b'?"
+    assert told in done.stdout
+
+
+def test_targets_for_each_run_and_model(project: Path, snakemake: Snakemake) -> None:
+    (project / "config/runs/mine.yaml").write_text("{model: llama2_7b, data: {text: 1}, recipe: llama2}")
+    listed = snakemake("--list-target-rules").stdout.split()
+    for name in ("llama2_7b", "llama2_13b", "llama2_70b"):
+        assert {f"{stage}_{name}" for stage in ("convert", "verify", "finetune", "evaluate", "export")} <= {*listed}
+    assert {"finetune_mine", "evaluate_mine", "export_mine"} <= {*listed}
+    assert "convert_mine" not in listed
+
+
+@pytest.mark.usefixtures("inputs")
+def test_whole_workflow_with_a_stub(project: Path, snakemake: Snakemake) -> None:
+    """Every rule's command is one that the real command line takes, and a change makes again what depends on it."""
+    everything = ("-c", "2", "--config", "runs=[llama2_7b, llama2_13b]")
+    done = snakemake(*everything)
+    assert done.returncode == 0, done.stdout
+    assert (project / "results/runs/llama2_13b/tracked/export.json").is_file()
+    assert "Nothing to be done" in snakemake(*everything).stdout
+
+    run = project / "config/runs/llama2_7b.yaml"
+    run.write_text(run.read_text().replace("evaluate: [perplexity]", "evaluate: [perplexity, hellaswag]"))
+    again = {"evaluate": 1, "export": 1, "track": 2, "project": 1}
+    assert job_counts(snakemake("-n", *everything).stdout) == again
+
+    recipe = project / "config/recipes/llama2.yaml"
+    (project / "config/recipes/other.yaml").write_text(recipe.read_text())
+    assert job_counts(snakemake("-n", *everything).stdout) == again
+    run.write_text(run.read_text().replace("recipe: llama2 ", "recipe: other "))
+    retrained = {**again, "finetune": 1, "track_finetune": 1}
+    assert job_counts(snakemake("-n", *everything).stdout) == retrained
+    recipe.write_text(recipe.read_text().replace("steps: 1000", "steps: 2000"))
+    twice = {name: 2 * count for name, count in retrained.items()} | {"project": 1}
+    assert job_counts(snakemake("-n", *everything).stdout) == twice
+
+
+def test_commands_can_be_copied_from_the_log(project: Path, snakemake: Snakemake, inputs: None) -> None:
+    printed = commands(snakemake("-n", "-p", "export_llama2_7b").stdout)
+    assert len(printed) == 11
+    for line in printed:
+        words = shlex.split(line)
+        assert words[0] == "llmpipe" and "--log" in words, line
+        assert not {"|", "&&", ";", ">", "2>"} & {*words}, f"more than one command: {line}"
