@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from llmpipe.checkpoint import manifest
+from llmpipe.cli import group
 from llmpipe.errors import UserError
 from llmpipe.launch import lease, resources
 from llmpipe.layout import Layout
@@ -141,11 +143,10 @@ def wait_until_no_rank_lives(run: Path) -> None:
         (["--nodes", "2", "--dp", "2"], r"2 nodes take a Slurm job, or .* --node-rank R --master HOST:PORT"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_before_anything_starts(command: list[str], options: list[str], text: str) -> None:
-    from click.testing import CliRunner
-
-    from llmpipe.cli import group
-
+def test_what_cannot_work_is_refused_before_anything_starts(
+    command: list[str], options: list[str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     result = CliRunner().invoke(group, [*command[3:], *options])
     assert isinstance(result.exception, UserError)
     assert re.search(text, str(result.exception)), str(result.exception)

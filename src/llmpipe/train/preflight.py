@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 def check_device(layout: Layout) -> None:
     """UserError if this node has fewer GPUs than the layout wants."""
-    if layout.device == "cuda" and torch.cuda.device_count() < layout.gpus_per_node:
+    if layout.device == "cuda" and (found := torch.cuda.device_count()) < layout.gpus_per_node:
         raise UserError(
-            f"the layout wants {layout.gpus_per_node} GPUs on each node, and torch sees {torch.cuda.device_count()} here:"
+            f"the layout wants {layout.gpus_per_node} GPUs on each node, and torch sees {found} here:"
             " lower gpus_per_node, or take device: cpu, which runs gloo processes"
         )
 
