@@ -126,8 +126,9 @@ def finetune_options(run_name: str) -> str:
 
 
 def evaluate_options(run_name: str) -> str:
-    """The options of `llmpipe evaluate` that a run's file decides."""
-    return f"--tasks {','.join(run(run_name).evaluate)} --device {layout(run_name).device}"
+    """The options of `llmpipe evaluate` that a run's file decides: as many GPUs as share each layer, or the CPU."""
+    device, tasks = layout(run_name).device, ",".join(run(run_name).evaluate)
+    return f"--tasks {tasks} --device {device} --tp {evaluate_gpus(run_name) or 1}"
 
 
 def task_files(run_name: str) -> list[str]:
@@ -152,8 +153,9 @@ def _task_data(path: Path) -> list[str]:
 
 
 def evaluate_gpus(run_name: str) -> int:
-    """GPUs that evaluating a run takes: `llmpipe evaluate` uses one."""
-    return int(layout(run_name).device == "cuda")
+    """GPUs that evaluating a run takes."""
+    placed = layout(run_name)
+    return placed.tp if placed.device == "cuda" else 0
 
 
 def tracked_files(name: str, stage: str) -> list[str]:

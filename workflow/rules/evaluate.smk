@@ -23,6 +23,7 @@ rule evaluate:
         "logs/evaluate/{run}.benchmark.tsv"
     threads: 8
     resources:
+        nodes=1,
         gpu=by("run", project.evaluate_gpus),
     params:
         folder=subpath(output.table, parent=True),

@@ -1,0 +1,121 @@
+"""What the rules look up in a project's config files, and what a wrong reference is told."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmpipe import project
+from llmpipe.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the shipped config/ in the current folder; nothing read before counts."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    for cached in (project.model, project.corpus, project.run):
+        cached.cache_clear()
+    yield tmp_path / "config"
+    for cached in (project.model, project.corpus, project.run):
+        cached.cache_clear()
+
+
+def write_run(config: Path, **changed: str) -> None:
+    """config/runs/mine.yaml."""
+    keys = {"model": "llama2_7b", "data": "{text: 1.0}", "recipe": "llama2"} | changed
+    (config / "runs/mine.yaml").write_text("\n".join(f"{key}: {value}" for key, value in keys.items()))
+
+
+def test_project_and_tracking() -> None:
+    found = project.project({"runs": ["llama2_7b"], "tracking": {"uri": "http://host:5000", "experiment": "a b"}})
+    assert found.runs == ["llama2_7b"]
+    assert project.track_options(found) == "--uri http://host:5000 --experiment 'a b'"
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"runs": ["llama2_7c"]}, "there is no config/runs/llama2_7c.yaml: did you mean 'llama2_7b'?"),
+        ({"runz": []}, "config/config.yaml: unknown key runz: did you mean 'runs'?"),
+        ({}, "config/config.yaml: the key runs is missing"),
+    ],
+)  # fmt: skip
+def test_wrong_project(values: dict, told: str) -> None:
+    with pytest.raises(UserError) as error:
+        project.project(values)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"model": "llama_7b"}, "but there is no config/models/llama_7b.yaml: did you mean 'llama2_7b'?"),
+        ({"recipe": "lama2"}, "names 'lama2', but there is no config/recipes/lama2.yaml: did you mean 'llama2'?"),
+        ({"data": "{texts: 1}"}, "names 'texts', but there is no config/corpora/texts.yaml: did you mean 'text'?"),
+    ],
+)  # fmt: skip
+def test_wrong_names_in_a_run(changed: dict[str, str], told: str, config: Path) -> None:
+    write_run(config, **changed)
+    with pytest.raises(UserError) as error:
+        project.run("mine")
+    assert str(error.value).startswith("config/runs/mine.yaml names '")
+    assert told in str(error.value)
+
+
+def test_wrong_layout_names_its_file(config: Path) -> None:
+    write_run(config, layout="{gpus_per_node: 8, tp: 3}")
+    with pytest.raises(UserError, match=r"config/runs/mine\.yaml: layout: tp 3 x pp 1 .* does not make 8 processes"):
+        project.layout("mine")
+
+
+def test_files_and_options_of_a_run(config: Path) -> None:
+    (config / "corpora/more.yaml").write_text("files: [more.txt]")
+    write_run(config, data="{text: 2, more: 0.5}", split="[8, 1, 1]", layout="{gpus_per_node: 8, tp: 2, pp: 2}")
+    corpora = "results/models/llama2_7b/corpora"
+    assert project.rank_files("mine") == "results/models/llama2_7b/tp2-pp2"
+    assert project.checkpoint("mine") == "results/models/llama2_7b/checkpoint"
+    assert project.cards("mine") == [
+        "results/models/llama2_7b/verify.json",
+        "results/models/llama2_7b/tp2-pp2.verify.json",
+    ]
+    assert project.dataset_files("mine")[::3] == [f"{corpora}/text.bin", f"{corpora}/more.bin"]
+    assert project.recipe_file("mine") == "config/recipes/llama2.yaml"
+    assert project.finetune_options("mine") == (
+        f"--data {corpora}/text=2 --data {corpora}/more=0.5 --split 8,1,1"
+        " --nodes 1 --gpus-per-node 8 --tp 2 --pp 2 --dp 2 --micro-batch 1 --device cuda"
+        " --config-file config/runs/mine.yaml --config-file config/models/llama2_7b.yaml"
+        " --config-file config/corpora/text.yaml --config-file config/corpora/more.yaml"
+    )
+
+
+def test_evaluation_takes_the_gpus_that_share_a_layer(config: Path) -> None:
+    write_run(config, layout="{gpus_per_node: 8, tp: 2}", evaluate="[perplexity, hellaswag]")
+    assert project.evaluate_options("mine") == "--tasks perplexity,hellaswag --device cuda --tp 2"
+    assert project.evaluate_gpus("mine") == 2
+
+
+def test_evaluation_on_the_cpu_is_one_process(config: Path) -> None:
+    write_run(config, layout="{gpus_per_node: 4, tp: 2, device: cpu}")
+    assert project.evaluate_options("mine") == "--tasks perplexity --device cpu --tp 1"
+    assert project.evaluate_gpus("mine") == 0
+
+
+def test_task_files_and_their_data_are_inputs(config: Path) -> None:
+    write_run(config, evaluate="[perplexity, mine.yaml]")
+    Path("mine.yaml").write_text("{task: mine, dataset_kwargs: {data_files: {test: [a.jsonl, b.jsonl]}}}")
+    assert project.task_files("mine") == ["mine.yaml", "a.jsonl", "b.jsonl"]
+    Path("mine.yaml").write_text("{task: mine, process_docs: !function utils.process}")
+    assert project.task_files("mine") == ["mine.yaml"]
+    Path("mine.yaml").unlink()
+    with pytest.raises(UserError, match=r"mine\.yaml is missing: a run's `evaluate:` names it as an lm-eval task file"):
+        project.task_files("mine")
+
+
+def test_only_asked_for_files_are_read(config: Path) -> None:
+    (config / "runs/broken.yaml").write_text("{{{")
+    assert "broken" in project.names("runs")
+    assert project.run("llama2_7b").recipe == "llama2"
