@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +20,13 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from llmpipe.checkpoint import manifest
 from llmpipe.cli import group
+from llmpipe.config import Recipe
 from llmpipe.errors import UserError
 from llmpipe.launch import lease, resources
 from llmpipe.layout import Layout
+from llmpipe.parallel.processes import run_ranks
+from llmpipe.train.job import Job
+from llmpipe.train.loop import train
 from llmpipe.verify import card
 
 
@@ -127,6 +132,38 @@ def wait_until_no_rank_lives(run: Path) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"processes of {run} live on")
+
+
+def test_only_the_first_node_of_a_slurm_job_hosts_the_rendezvous(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("llmpipe.launch._supervise", lambda argv, *_: started.append(argv) or 0)
+    for node in ("0", "1"):
+        environment = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NODEID": node}
+        result = CliRunner().invoke(group, [*command[3:], "--nodes", "2", "--master", "node0:20007"], env=environment)
+        assert result.exit_code == 0, result.output
+    assert ["--rdzv-conf=is_host=1" in argv for argv in started] == [True, False]
+    assert ["--rdzv-conf=is_host=0" in argv for argv in started] == [False, True]
+
+
+def test_a_finished_run_is_not_trained_again_but_one_of_other_inputs_is(
+    checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(seq_len=32, global_batch=8, steps=2, lr=1e-3, precision="fp32")
+    layout = Layout(device="cpu", micro_batch=8).resolved()
+    job = Job(
+        recipe=recipe, layout=layout, model=str(checkpoint), data={str(dataset): 1.0}, split=[90, 5, 5],
+        output=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert not job.is_finished()
+    job.run.mkdir()
+    run_ranks(train, 1, job)
+    assert job.is_finished()
+    assert not replace(job, recipe=replace(recipe, lr=1e-4)).is_finished()
+    assert not replace(job, recipe=replace(recipe, steps=3)).is_finished()
+    (job.run / "weights/manifest.json").unlink()
+    assert not job.is_finished()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from typing import Any
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import die_with_parent
+from llmpipe.train.job import Job
 
 STOPPED = os.EX_TEMPFAIL  # 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -68,36 +69,36 @@ def resources(layout: Layout) -> dict[str, Any]:
     }
 
 
-def launch(job: Path, run: Path, layout: Layout, place: Place, log_file: Path | None, wait_seconds: float) -> int:
-    """Train the job of RUN/job.json; returns the exit status."""
-    done, variables = run / "run.json", environment(layout, place)
-    if place.master and "SLURM_STEP_ID" in os.environ:
-        # The launcher that called srun says what it comes to: srun takes 75 of one node for a failure.
-        return _supervise(_torchrun(job, layout, place, log_file), run, variables)
-    if place.master and place.node_rank:
-        return _supervise(_torchrun(job, layout, place, log_file), run, variables)
+def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -> int:
+    """Train a job; returns the exit status."""
+    run, variables = job.run, environment(job.layout, place)
+    if place.master and ("SLURM_STEP_ID" in os.environ or place.node_rank):
+        # The launcher with the lease says what it comes to: srun takes 75 of one node for a failure.
+        return _supervise(_torchrun(job, place, log_file), run, variables)
     with lease(run, wait_seconds):
-        if done.exists():
-            log.info("%s exists: another trainer has finished this run", done)
+        if job.is_finished():
+            log.info("%s: this training is finished", run)
             return 0
-        (run / "stop").unlink(missing_ok=True)
-        code = _supervise(_command(job, layout, place, log_file), run, variables)
+        for left in ("run.json", "stop"):  # of another training into this folder, of an earlier stop
+            (run / left).unlink(missing_ok=True)
+        job.write()
+        code = _supervise(_command(job, place, log_file), run, variables)
     if code:
-        raise UserError(f"training failed (exit status {code}): see {run / 'log.txt'}; {_resumes_from(run)}")
-    return 0 if done.exists() else STOPPED
+        raise UserError(f"training failed (exit status {code}): see {run / 'log.txt'}; {_resumes_from(job)}")
+    return 0 if (run / "run.json").exists() else STOPPED
 
 
-def _resumes_from(run: Path) -> str:
-    saved = sorted(path.parent for path in run.glob("checkpoints/*/step-*/manifest.json"))
-    newest = max(saved, key=lambda path: path.name, default=None)
+def _resumes_from(job: Job) -> str:
+    newest = max((path.parent for path in job.checkpoints.glob("step-*/manifest.json")), default=None)
     return f"a rerun goes on from {newest}" if newest else "no checkpoint was saved, so a rerun begins at the start"
 
 
-def _command(job: Path, layout: Layout, place: Place, log_file: Path | None) -> list[str]:
+def _command(job: Job, place: Place, log_file: Path | None) -> list[str]:
     """srun for the nodes of a Slurm job, torchrun for one node."""
+    layout = job.layout
     in_job, in_step = "SLURM_JOB_ID" in os.environ, "SLURM_STEP_ID" in os.environ
     if place.master or (layout.nodes == 1 and (in_step or not in_job)):
-        return _torchrun(job, layout, place, log_file)
+        return _torchrun(job, place, log_file)
     if not in_job:
         raise UserError(
             f"{layout.nodes} nodes take a Slurm job, or on each node this command with --node-rank R --master HOST:PORT"
@@ -120,18 +121,19 @@ def _srun(layout: Layout, place: Place) -> list[str]:
     ]  # fmt: skip
 
 
-def _torchrun(job: Path, layout: Layout, place: Place, log_file: Path | None) -> list[str]:
+def _torchrun(job: Job, place: Place, log_file: Path | None) -> list[str]:
     """The ranks of this node."""
+    layout = job.layout
     rendezvous = ["--standalone"]
     if layout.nodes > 1:  # c10d: ranks of a static rendezvous cannot be restarted in place
         rendezvous = [
             f"--nnodes={layout.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place.master}",
-            f"--rdzv-id={job.parent.name}", f"--rdzv-conf=is_host={int(place.node_rank == 0)}",
+            f"--rdzv-id={job.run.name}", f"--rdzv-conf=is_host={int(place.node_rank == 0)}",
         ]  # fmt: skip
     return [
         sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={layout.gpus_per_node}",
         f"--max-restarts={RESTARTS}", "--signals-to-handle=SIGQUIT",
-        "-m", "llmpipe.train", str(job), *([str(log_file)] if log_file else []),
+        "-m", "llmpipe.train", str(job.path), *([str(log_file)] if log_file else []),
     ]  # fmt: skip
 
 

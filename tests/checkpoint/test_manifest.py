@@ -42,6 +42,21 @@ def test_digest_is_of_the_contents_alone(made: Path, tmp_path_factory: pytest.Te
     assert manifest.write(other, "checkpoint", {"path": "y"}).digest != digest
 
 
+def test_the_contents_of_a_training_checkpoint_count(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(b"one")
+    assert manifest.write(tmp_path, "training_checkpoint", {}).files.keys() == {".metadata"}
+    (tmp_path / ".metadata").write_bytes(b"six")
+    with pytest.raises(UserError, match=r"\.metadata does not have the SHA-256"):
+        manifest.check(tmp_path)
+
+
+def test_parts_of_a_check_cover_all_files(made: Path) -> None:
+    (made / "sub/b").write_bytes(b"six")
+    manifest.check(made, 0, 2)
+    with pytest.raises(UserError, match="sub/b does not have the SHA-256"):
+        manifest.check(made, 1, 2)
+
+
 def test_known_hashes_are_taken_over(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"one")
     assert manifest.write(tmp_path, "checkpoint", {}, {"a": "f00d"}).files["a"]["sha256"] == "f00d"

@@ -14,11 +14,15 @@ from llmpipe.checkpoint.source import open_source
 from llmpipe.config import Recipe, Schedule
 from llmpipe.data.loader import Loader
 from llmpipe.data.sampling import Blend
-from llmpipe.families import FAMILIES
+from llmpipe.families import FAMILIES, named_size
 from llmpipe.layout import Layout
+from llmpipe.parallel.groups import make_groups
 from llmpipe.parallel.processes import run_ranks
+from llmpipe.parallel.tensor import Weight
+from llmpipe.train import state
 from llmpipe.train.job import Job
 from llmpipe.train.loop import train
+from llmpipe.train.optimizer import Optimizer
 
 RECIPE = Recipe(
     seq_len=32,
@@ -170,17 +174,56 @@ def test_resumes_in_another_layout(single, checkpoint, dataset, tmp_path) -> Non
     torch.testing.assert_close(losses(lines), losses(single[1]), rtol=1e-5, atol=0)
 
 
-def test_a_damaged_checkpoint_is_not_resumed_from(checkpoint, dataset, tmp_path, caplog) -> None:
+@pytest.mark.parametrize("damaged", ["__0_0.distcp", ".metadata", "live.jsonl"])
+def test_a_damaged_checkpoint_is_not_resumed_from(damaged, checkpoint, dataset, tmp_path) -> None:
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(RECIPE, save_every=5))
     run_ranks(train_until_10, 1, job)
     (job.run / "stop").unlink()
     newest = sorted(job.checkpoints.glob("step-*"))[-1]
-    file = next(newest.glob("*.distcp"))
-    file.write_bytes(file.read_bytes()[:-100])
-    from llmpipe.train.state import _newest
+    file = newest / damaged
+    file.write_bytes(file.read_bytes()[:-10])
+    for found in run_ranks(newest_checkpoint, 2, job):
+        assert found and found.name == "step-00000005"
 
-    assert _newest(job.checkpoints) == 5
-    assert "is truncated or was changed" in caplog.text
+
+def newest_checkpoint(job: Job) -> Path | None:
+    return state.newest(job.checkpoints, job.recipe.steps)
+
+
+def test_fewer_steps_than_a_checkpoint_has_start_anew(checkpoint, dataset, tmp_path) -> None:
+    long = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(RECIPE, steps=8, save_every=4))
+    run_job(long)
+    (long.run / "run.json").unlink()
+    short = replace(long, recipe=replace(RECIPE, steps=2, save_every=1))
+    assert short.checkpoints == long.checkpoints
+    assert [line["step"] for line in run_job(short)] == [1, 2]
+    saved = sorted(path.name for path in short.checkpoints.iterdir())
+    assert saved == ["step-00000001", "step-00000002", "step-00000004", "step-00000008"]
+
+
+def test_metrics_are_those_of_the_checkpoint(checkpoint, dataset, tmp_path) -> None:
+    first = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(RECIPE, save_every=5))
+    run_ranks(train_until_10, 1, first)
+    (first.run / "stop").unlink()
+    told = (first.run / "live.jsonl").read_text().splitlines()
+    other = replace(first, recipe=replace(RECIPE, lr=1e-5, steps=12, save_every=50))  # into the same folder
+    run_job(other)
+    (first.run / "run.json").unlink()
+    run_job(first)
+    assert (first.run / "metrics.jsonl").read_text().splitlines()[:10] == told
+
+
+def test_a_rank_without_rows_of_a_shared_parameter_takes_part() -> None:
+    """More dp ranks than a KV head or a norm has rows: FSDP2 leaves some with none."""
+    assert run_ranks(norm_of_nothing, 2) == [0.0, 0.0]
+
+
+def norm_of_nothing() -> float:
+    groups = make_groups(Layout(tp=2, gpus_per_node=2, device="cpu").resolved(), torch.device("cpu"))
+    model = torch.nn.ModuleDict({"norm": Weight(0)})
+    optimizer = Optimizer(model, named_size("llama2_7b"), RECIPE, groups)
+    next(model.parameters()).grad = torch.empty(0)
+    return optimizer.reduce_and_clip()
 
 
 def test_recompute_changes_nothing(single, checkpoint, dataset, tmp_path) -> None:

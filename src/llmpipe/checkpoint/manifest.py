@@ -2,7 +2,8 @@
 
     {"llmpipe": "0.1.0", "kind": "checkpoint", "source": {...}, "files": {"config.json": {"sha256": "…", "bytes": 123}}}
 
-A directory without one is not finished. Hidden files (Snakemake's time stamp) are not part of a directory.
+A directory without one is not finished. Hidden files (Snakemake's time stamp) are not part of a directory, but for the
+table of contents of torch.distributed.checkpoint.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from llmpipe.errors import UserError
 from llmpipe.files import sha256, write_json
 
 NAME = "manifest.json"
+_COUNTED = ".metadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,13 @@ def read(directory: Path) -> Manifest:
         raise UserError(f"{path} is damaged ({error}): run the stage that makes it again") from error
 
 
-def check(directory: Path) -> Manifest:
-    """Read the manifest and compare every file with it; UserError naming the first file that differs."""
+def check(directory: Path, part: int = 0, parts: int = 1) -> Manifest:
+    """Read the manifest and compare every file with it; UserError naming the first file that differs.
+
+    With `parts`, only each parts-th file from number `part` on is compared: the rest is other processes'.
+    """
     manifest = read(directory)
-    for name, entry in manifest.files.items():
+    for name, entry in list(manifest.files.items())[part::parts]:
         path = directory / name
         if not path.is_file():
             raise UserError(f"{path} is missing, but {NAME} lists it: run the stage that makes {directory} again")
@@ -82,4 +87,5 @@ def check(directory: Path) -> Manifest:
 def _names(directory: Path) -> list[str]:
     """The files that count, sorted, relative to the directory."""
     found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
-    return sorted(str(p) for p in found if str(p) != NAME and not any(part.startswith(".") for part in p.parts))
+    shown = (p for p in found if p.name == _COUNTED or not any(part.startswith(".") for part in p.parts))
+    return sorted(str(path) for path in shown if str(path) != NAME)

@@ -23,7 +23,7 @@ from llmpipe.cli import LOG_FILE, with_log
 @click.option("--gpus-per-node", default=1, show_default=True, help="Processes on each node.")
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--config-file", "config_files", multiple=True, help="Recorded in run.json; repeatable.")
-@click.option("--node-rank", default=0, help="Without a scheduler: which node this is.")
+@click.option("--node-rank", default=0, envvar="SLURM_NODEID", help="Without a scheduler: which node this is.")
 @click.option("--master", help="Without a scheduler: HOST:PORT of node 0.")
 @click.option("--threads", type=int, help="CPU threads of this node for all its ranks; default: all it may use.")
 @click.option("--wait", default=600.0, show_default=True, help="Seconds to wait for another trainer of this run.")
@@ -77,4 +77,4 @@ def command(
     if dry_run:
         return
     place = Place(node_rank=node_rank, master=master, threads=threads or len(os.sched_getaffinity(0)))
-    ctx.exit(launch(job.write(), output, job.layout, place, ctx.meta[LOG_FILE], wait))
+    ctx.exit(launch(job, place, ctx.meta[LOG_FILE], wait))

@@ -20,19 +20,25 @@ from llmpipe.train.job import read_job
 from llmpipe.train.loop import train
 
 TIMEOUT = timedelta(minutes=10)
+log = logging.getLogger("llmpipe.train")
 
 
 def main() -> None:
     die_with_parent(signal.SIGKILL)  # torchrun, when it is killed, cannot end its ranks
     job = read_job(Path(sys.argv[1]))
-    if os.environ["RANK"] == "0":  # the log in the run folder outlives Snakemake's, which each attempt empties
-        configure_logging(job.run / "log.txt", *map(Path, sys.argv[2:]))
+    # The log in the run folder outlives Snakemake's, which each attempt empties. What ended a rank stands there too.
+    configure_logging(job.run / "log.txt", *map(Path, sys.argv[2:]))
+    if os.environ["RANK"] != "0":
+        logging.getLogger().setLevel(logging.ERROR)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     dist.init_process_group(BACKENDS[job.layout.device], timeout=TIMEOUT)
     try:
         train(job)
     except UserError as error:
-        logging.getLogger(__name__).error("%s", error)
+        log.error("%s", error)
+        sys.exit(1)
+    except Exception:
+        log.exception("rank %s failed", os.environ["RANK"])
         sys.exit(1)
     dist.barrier()  # nobody leaves before rank 0 has published
     dist.destroy_process_group()

@@ -11,7 +11,8 @@ from llmpipe.data import manifest as dataset_manifest
 from llmpipe.files import write_json
 from llmpipe.layout import Layout
 
-# Keys of a recipe that do not change what a step computes: a run may go on under other values of them.
+# Keys of a recipe that a run may go on under other values of. `steps` does change the steps to come: the rate's course,
+# and, beyond one epoch, the order of the data.
 CONTINUABLE = ("steps", "save_every", "recompute")
 
 
@@ -37,6 +38,11 @@ class Job:
         return Path(self.output)
 
     @property
+    def live(self) -> Path:
+        """The metrics so far, which become metrics.jsonl at the end."""
+        return self.run / "live.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Where this training's checkpoints stand: other inputs have a folder of their own (design decision 14)."""
         return self.run / "checkpoints" / self.digest()[:16]
@@ -58,11 +64,23 @@ class Job:
         content = json.dumps([self.model_digest(), data, self.split, recipe], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def write(self) -> Path:
+    def is_finished(self) -> bool:
+        """Whether the run folder holds, whole, what this training makes: the same inputs, the same number of steps."""
+        record, weights = self.run / "run.json", self.run / "weights"
+        if not all(path.is_file() for path in (record, weights / manifest.NAME, self.run / "metrics.jsonl")):
+            return False
+        told = json.loads(record.read_text())
+        made = told["job_digest"], told["steps"], told["weights_digest"]
+        return made == (self.digest(), self.recipe.steps, manifest.read(weights).digest)
+
+    @property
+    def path(self) -> Path:
+        """RUN/job.json."""
+        return self.run / "job.json"
+
+    def write(self) -> None:
         """Write RUN/job.json."""
-        path = self.run / "job.json"
-        write_json(path, asdict(self))
-        return path
+        write_json(self.path, asdict(self))
 
 
 def read_job(path: Path) -> Job:

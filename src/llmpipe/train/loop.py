@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def train(job: Job) -> bool:
     """Train the job to its end, or until it is asked to stop; True if it is finished and published."""
     trainer = prepare(job)
-    first_step = state.resume(job.checkpoints, trainer.optimizer)
+    first_step = state.resume(job, trainer.optimizer)
     start = time.monotonic()
     finished = run_steps(trainer, first_step)
     if finished:
@@ -55,7 +55,7 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
             metrics.add(step + 1, loss, lr, grad_norm, memory, time.perf_counter() - start)
         stop = asked_to_stop(job.run)
         if stop or (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            state.save(job.checkpoints, step + 1, trainer.optimizer)
+            state.save(job, step + 1, trainer.optimizer)
         if stop and step + 1 < recipe.steps:
             log.info("stopped as asked after step %s: a rerun goes on from there", step + 1)
             return False

@@ -4,18 +4,17 @@
      "mfu": 0.41, "memory_bytes": 1234, "seconds": 0.07}
 
 `tokens` counts from the run's start, `memory_bytes` is the peak of the fullest rank, `mfu` the model's arithmetic per
-second over the devices' peak.
+second over the devices' peak. Each checkpoint keeps the lines up to it, and a resumed run goes on from those: every
+step stands there once, whatever happened.
 """
 
 import json
-import os
 import time
 from pathlib import Path
 
 import torch
 
 from llmpipe.families import FAMILIES, Shape
-from llmpipe.files import write_text
 from llmpipe.parallel.groups import Groups
 from llmpipe.progress import Progress
 from llmpipe.train.job import Job
@@ -59,25 +58,6 @@ def memory_bytes(device: torch.device) -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-class MetricsFile:
-    """RUN/live.jsonl, one line a step; every step stands in it once, whatever happened."""
-
-    def __init__(self, path: Path, resumed_step: int):
-        self.path = path
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_step]
-        write_text(path, "".join(kept))
-
-    def write(self, **values: float) -> None:
-        """Append one step's line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
-
-    def sync(self) -> None:
-        """Force the lines to the disk, before a checkpoint is published that counts on them."""
-        with self.path.open("a") as file:
-            os.fsync(file.fileno())
-
-
 class Recorder:
     """Rank 0's metrics: the file, the bar, a line in the log now and then."""
 
@@ -86,31 +66,27 @@ class Recorder:
         self.tokens_per_step = recipe.global_batch * recipe.seq_len
         self.flops_per_token = flops_per_token(shape, recipe.seq_len)
         self.peak = peak_flops(groups.device)
-        self.file = MetricsFile(job.run / "live.jsonl", first_step)
+        self.live = job.live
         self.bar = Progress("finetune", recipe.steps, "steps")
         self.bar.add(first_step)
 
     def add(self, step: int, loss: float, lr: float, grad_norm: float, memory: int, seconds: float) -> None:
         """One step's line."""
         rate = self.tokens_per_step / seconds
-        self.file.write(
-            step=step,
-            loss=loss,
-            lr=lr,
-            grad_norm=grad_norm,
-            tokens=step * self.tokens_per_step,
-            tokens_per_second=round(rate, 1),
-            mfu=round(rate * self.flops_per_token / (self.peak * self.world_size), 4),
-            memory_bytes=memory,
-            seconds=round(seconds, 6),
-        )
+        line = {
+            "step": step,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens": step * self.tokens_per_step,
+            "tokens_per_second": round(rate, 1),
+            "mfu": round(rate * self.flops_per_token / (self.peak * self.world_size), 4),
+            "memory_bytes": memory,
+            "seconds": round(seconds, 6),
+        }
+        with self.live.open("a") as file:
+            file.write(json.dumps(line) + "\n")
         self.bar.add(1, f"loss {loss:.4f}, {rate:,.0f} tokens/s")
 
     def close(self) -> None:
         self.bar.close()
-
-
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file that a kill may have cut."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("}\n")]

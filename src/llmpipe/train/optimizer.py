@@ -70,15 +70,18 @@ class Optimizer:
         for key, slot in zip(shared, flat.split([slot.numel() for slot in slots]), strict=True):
             grad = self.parameters[key].grad
             assert grad is not None
-            grad.copy_(slot.view(-1, *grad.shape)[self._slot(key)])
+            grad.copy_(slot.view(self._num_slots(key), *grad.shape)[self._slot(key)])
 
     def _slots(self, key: str) -> torch.Tensor:
         """(different values, *grad): this rank's gradient in the slot of the value that it holds, zeros elsewhere."""
         grad = self.parameters[key].grad
         assert grad is not None
-        slots = grad.new_zeros(self.groups.layout.tp // self.copies(key), *grad.shape)
+        slots = grad.new_zeros(self._num_slots(key), *grad.shape)
         slots[self._slot(key)] = grad
         return slots
+
+    def _num_slots(self, key: str) -> int:
+        return self.groups.layout.tp // self.copies(key)
 
     def _slot(self, key: str) -> int:
         return self.groups.at.tp // self.copies(key)

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 import llmpipe
 from llmpipe.checkpoint import manifest, rank_files
 from llmpipe.families import Shape
-from llmpipe.files import atomic_file, fsync_directory, write_json
+from llmpipe.files import atomic_file, fsync, fsync_directory, write_json
 from llmpipe.parallel.groups import Groups
 from llmpipe.train.job import Job
 
@@ -24,7 +24,7 @@ def publish(job: Job, model: nn.Module, shape: Shape, groups: Groups, summary: d
     digest = _publish_weights(job, model, groups)
     if dist.get_rank() == 0:
         with atomic_file(job.run / "metrics.jsonl") as file:
-            file.write((job.run / "live.jsonl").read_bytes())
+            file.write(job.live.read_bytes())
         write_json(job.run / "run.json", _record(job, shape, digest, summary))
     dist.barrier()
 
@@ -44,6 +44,7 @@ def _publish_weights(job: Job, model: nn.Module, groups: Groups) -> str:
         at = groups.at
         sha256 = rank_files.write_rank(part, layout.tp, layout.pp, at.tp, at.pp, tensors, metadata)
         written = rank_files.file_name(at.tp, at.pp), sha256
+        fsync(part / written[0])
     hashes: list[tuple[str, str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(hashes, written)
     if dist.get_rank() == 0:

@@ -1,6 +1,6 @@
 """Training checkpoints: layout-free, written aside, hashed, published by their manifest (design decision 14).
 
-    RUN/checkpoints/HASH/step-00000100/   torch.distributed.checkpoint's files, and manifest.json last
+    RUN/checkpoints/HASH/step-00000100/   torch.distributed.checkpoint's files, live.jsonl so far, manifest.json last
 
 Every tensor stands there whole, under our name with "model.", "exp_avg." or "exp_avg_sq." before it; a rank writes
 and reads its own part. A folder without a manifest, or with one that does not fit, is never resumed from.
@@ -17,58 +17,103 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
+from llmpipe.files import fsync, sha256
 from llmpipe.model.load import local_slices, table_row
 from llmpipe.parallel.compat import Piece
 from llmpipe.parallel.groups import Groups
+from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
 
 KEEP = 2  # the newest, and one more should it turn out damaged
 log = logging.getLogger(__name__)
 
 
-def save(folder: Path, step: int, optimizer: Optimizer) -> None:
+def save(job: Job, step: int, optimizer: Optimizer) -> None:
     """Write the checkpoint after `step` steps; all ranks call it together, and return when it is published."""
-    directory = folder / f"step-{step:08}"
+    directory = job.checkpoints / f"step-{step:08}"
     if dist.get_rank() == 0:
         shutil.rmtree(directory, ignore_errors=True)  # left by a killed attempt
         directory.mkdir(parents=True)
+        shutil.copyfile(job.live, directory / job.live.name)
+        fsync(directory / job.live.name)
     dist.barrier()
     dcp_save(_pieces(optimizer), checkpoint_id=directory)
+    hashes = _hashes(directory)
     if dist.get_rank() == 0:
-        manifest.write(directory, "training_checkpoint", {"step": step})
-        for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        manifest.write(directory, "training_checkpoint", {"step": step}, hashes)
+        for old in _saved(directory.parent, step)[KEEP:]:
             shutil.rmtree(old)
         log.info("step %s: saved %s", step, directory)
     dist.barrier()
 
 
-def resume(folder: Path, optimizer: Optimizer) -> int:
-    """Load the newest whole checkpoint, if there is one; returns the steps done, 0 to start."""
-    found: list[int | None] = [_newest(folder) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, src=0)
-    step = found[0] or 0
-    if step:
-        dcp_load(_pieces(optimizer), checkpoint_id=folder / f"step-{step:08}")
+def resume(job: Job, optimizer: Optimizer) -> int:
+    """Load the newest whole checkpoint and its metrics, if there is one; returns the steps done, 0 to start."""
+    directory = newest(job.checkpoints, job.recipe.steps)
+    if directory:
+        dcp_load(_pieces(optimizer), checkpoint_id=directory)
         for state in optimizer.adamw.state.values():
-            state["step"].fill_(step)
-        if dist.get_rank() == 0:
-            log.info("resumed after step %s from %s", step, folder)
-    return step
+            state["step"].fill_(_step(directory))
+    if dist.get_rank() == 0:
+        # What stands in live.jsonl now may go on beyond the checkpoint, or be of other inputs.
+        job.live.write_bytes((directory / job.live.name).read_bytes() if directory else b"")
+        if directory:
+            log.info("resumed from %s", directory)
+        else:
+            _name_others(job.checkpoints)
+    return _step(directory) if directory else 0
 
 
-def _newest(folder: Path) -> int | None:
-    """The step of the newest checkpoint whose manifest and hashes fit; others are named in the log."""
-    for directory in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            return int(manifest.check(directory).source["step"])
-        except UserError as error:
-            log.warning("not resumed from %s: %s", directory, error)
+def newest(folder: Path, steps: int) -> Path | None:
+    """The newest checkpoint of at most `steps` steps whose files fit its manifest; damaged ones are named in the log.
+
+    All ranks call it together: each hashes its share of the files.
+    """
+    found: list[list[Path]] = [_saved(folder, steps) if dist.get_rank() == 0 else []]
+    dist.broadcast_object_list(found, src=0)
+    return next((directory for directory in found[0] if _is_whole(directory)), None)
+
+
+def _saved(folder: Path, steps: int) -> list[Path]:
+    """The folder's checkpoints, whole or not, of at most `steps` steps, the newest first.
+
+    Later ones are there where a recipe's `steps` was lowered: they are of a longer training, and left alone.
+    """
+    return sorted((path for path in folder.glob("step-*") if _step(path) <= steps), reverse=True)
+
+
+def _step(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))
+
+
+def _is_whole(directory: Path) -> bool:
+    try:
+        manifest.check(directory, dist.get_rank(), dist.get_world_size())
+        error = None
+    except UserError as damage:
+        error = str(damage)
+    errors: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    first = next((error for error in errors if error), None)
+    if first and dist.get_rank() == 0:
+        log.warning("not resumed from %s: %s", directory, first)
+    return first is None
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """The SHA-256 of the tensors' files: each rank hashes the ones that it wrote, `__RANK_*.distcp`."""
+    own = {path.name: sha256(path) for path in directory.glob(f"__{dist.get_rank()}_*.distcp")}
+    all_ranks: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(all_ranks, own)
+    return {name: digest for hashes in all_ranks for name, digest in hashes.items()}
+
+
+def _name_others(folder: Path) -> None:
     for other in folder.parent.glob("*"):
         if other != folder:
             log.warning(
                 "%s has checkpoints of other inputs (model, data or recipe): left alone, not resumed from", other
             )
-    return None
 
 
 def _pieces(optimizer: Optimizer) -> dict[str, torch.Tensor]:
