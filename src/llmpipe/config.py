@@ -87,6 +87,16 @@ class Recipe:
     save_every: int = 100
     """Steps between checkpoints."""
 
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "global_batch", "steps", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, but has to be 1 or more")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}, but has to be above 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas is {self.betas}, but has to be two numbers from 0 to below 1, as [0.9, 0.95]")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
