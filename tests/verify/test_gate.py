@@ -42,6 +42,12 @@ def test_a_correct_checkpoint_passes(twins, checkpoint):
     assert {check["verdict"] for check in card["checks"]} == {"pass", "not run"}
 
 
+def test_a_checkpoint_is_no_reference_for_itself(checkpoint):
+    with pytest.raises(UserError, match="is the subject itself: name the weights that it was made from"):
+        verify(checkpoint, checkpoint.parent / "." / "checkpoint")
+    assert not list(checkpoint.parent.glob("*verify*"))
+
+
 LAYER_2 = "model.layers.2."
 
 

@@ -25,6 +25,8 @@ def verify(subject: Path, reference: Path, output: Path | None = None) -> dict[s
 
     The error names the first layer or tensor that differs, and the checks that failed.
     """
+    if subject.resolve() == reference.resolve():
+        raise UserError(f"--reference {reference} is the subject itself: name the weights that it was made from")
     output = output or default_output(subject)
     made = manifest.read(subject)
     checks, first = _intact(subject, reference)
