@@ -58,7 +58,7 @@ def resume(job: Job, optimizer: Optimizer) -> int:
         # What stands in live.jsonl now may go on beyond the checkpoint, or be of other inputs.
         job.live.write_bytes((directory / job.live.name).read_bytes() if directory else b"")
         if directory:
-            log.info("resumed from %s", directory)
+            log.info("resumed after step %s from %s", _step(directory), directory)
         else:
             _name_others(job.checkpoints)
     return _step(directory) if directory else 0

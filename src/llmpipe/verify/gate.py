@@ -25,8 +25,6 @@ def verify(subject: Path, reference: Path, output: Path | None = None) -> dict[s
 
     The error names the first layer or tensor that differs, and the checks that failed.
     """
-    if subject.resolve() == reference.resolve():
-        raise UserError(f"--reference {reference} is the subject itself: name the weights that it was made from")
     output = output or default_output(subject)
     made = manifest.read(subject)
     checks, first = _intact(subject, reference)
@@ -44,6 +42,8 @@ def verify(subject: Path, reference: Path, output: Path | None = None) -> dict[s
 
 def checkpoint_checks(subject: Path, reference: Path) -> Findings:
     """Every check of a checkpoint against its source, and the first difference: a layer, a tensor or a setting."""
+    if subject.resolve() == reference.resolve():
+        raise UserError(f"--reference {reference} is the subject itself: name the weights that it was made from")
     candidate, source = HfModel(subject), open_reference(reference)
     if dtype := rounded_to(source, candidate):
         source = open_reference(reference, dtype)
