@@ -46,6 +46,7 @@ def docstrings(tree: ast.Module) -> str:
 
 def main() -> None:
     output = Path(sys.argv[1])
+    output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_suffix(".part")
     written = 0
     with part.open("w", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ def main() -> None:
     generator = random.Random(0)
     windows = [window for text in held_out for window in windows_of(text)]
     others = [window[-1] for window in windows]
+    output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_suffix(".part")
     with part.open("w", encoding="utf-8") as file:
         for window in generator.sample(windows, NUM_QUESTIONS):

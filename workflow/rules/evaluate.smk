@@ -21,7 +21,6 @@ rule evaluate:
         "logs/evaluate/{run}.log",
     benchmark:
         "logs/evaluate/{run}.benchmark.tsv"
-    threads: 8
     resources:
         nodes=1,
         gpu=by("run", project.evaluate_gpus),
