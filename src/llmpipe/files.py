@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,14 @@ CHUNK_BYTES = 8 << 20
 def aside(path: Path) -> Path:
     """The temporary sibling of a path; the pid keeps two writers apart."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def remove_left(path: Path) -> None:
+    """Remove what killed writers of a path left beside it: a half-made checkpoint can be large."""
+    for left in path.parent.glob(f".{escape(path.name)}.*"):
+        pid, _, kind = left.name.removeprefix(f".{path.name}.").partition(".")
+        if kind in ("part", "old") and pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @contextmanager
@@ -37,6 +46,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A directory to fill that takes its name only when the block ends without an error; it replaces an older one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_left(path)
     part = aside(path)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()

@@ -29,7 +29,7 @@ from llmpipe import helpers
 from llmpipe.data import manifest
 from llmpipe.data.manifest import bin_path, idx_path, manifest_path
 from llmpipe.errors import UserError
-from llmpipe.files import CHUNK_BYTES, aside, fsync_directory
+from llmpipe.files import CHUNK_BYTES, aside, fsync_directory, remove_left
 from llmpipe.progress import Progress, progress
 
 MAGIC = b"MMIDIDX\0\0"
@@ -58,6 +58,8 @@ class Writer:
         self.num_sequences = self.num_documents = self.num_tokens = 0
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._paths = [bin_path(prefix), idx_path(prefix)]
+        for path in self._paths:
+            remove_left(path)
         self._bin, self._idx = (aside(path).open("w+b") for path in self._paths)
         self._idx.write(bytes(HEADER.size))  # the counts are known at the end
         self._documents = tempfile.TemporaryFile(dir=prefix.parent)  # noqa: SIM115
