@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.source import open_source
 from llmpipe.config import Recipe, Schedule
 from llmpipe.data.loader import Loader
@@ -87,16 +88,40 @@ def test_every_layout_trains_as_one_process(layout, single, checkpoint, dataset,
 
 def test_trains_as_transformers_with_torch_adamw(single, checkpoint, dataset) -> None:
     job, lines = single
+    model, expected = trained_by_transformers(checkpoint, dataset, lines)
+    torch.testing.assert_close(losses(lines), expected, rtol=1e-5, atol=0)
+    ours, family = open_source(job.run / "weights"), FAMILIES["llama"]
+    for key in ours.keys():  # noqa: SIM118
+        theirs = model.state_dict()[family.hf_name(key)]
+        torch.testing.assert_close(ours.read(key), theirs, rtol=1e-3, atol=2e-5)
+
+
+def test_tied_embeddings_train_as_in_transformers(checkpoint, dataset, tmp_path) -> None:
+    tied = tmp_path / "tied"
+    config = LlamaConfig.from_pretrained(checkpoint, tie_word_embeddings=True, num_hidden_layers=2)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tied)
+    manifest.write(tied, "checkpoint", {})
+    recipe = replace(RECIPE, steps=5)
+    lines = run_job(make_job(tied, dataset, tmp_path / "run", recipe=recipe, tp=2, dp=2))
+    _, expected = trained_by_transformers(tied, dataset, lines)
+    torch.testing.assert_close(losses(lines), expected, rtol=1e-5, atol=0)
+
+
+def trained_by_transformers(
+    checkpoint: Path, dataset: Path, lines: list[dict]
+) -> tuple[LlamaForCausalLM, torch.Tensor]:
+    """transformers' model after as many steps on the same batches at the same rates, and its losses."""
     model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     decayed = [p for p in model.parameters() if p.ndim == 2]
     plain = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
     )
-    blend = Blend({dataset: 1.0}, job.split, "train", 32, 20 * 8, RECIPE.seed)
+    blend = Blend({dataset: 1.0}, [90, 5, 5], "train", 32, len(lines) * 8, RECIPE.seed)
     loader = Loader(blend, seq_len=32, global_batch=8, micro_batch=8, dp=1, dp_rank=0, isolate_documents=True)
     expected = []
-    for step in range(20):
+    for step in range(len(lines)):
         batch = loader.step(step)
         loss = sum_over_documents(model, batch) / batch.weights.sum()
         loss.backward()
@@ -106,11 +131,7 @@ def test_trains_as_transformers_with_torch_adamw(single, checkpoint, dataset) ->
         optimizer.step()
         optimizer.zero_grad()
         expected.append(loss.item())
-    torch.testing.assert_close(losses(lines), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
-    ours, family = open_source(job.run / "weights"), FAMILIES["llama"]
-    for key in ours.keys():  # noqa: SIM118
-        theirs = model.state_dict()[family.hf_name(key)]
-        torch.testing.assert_close(ours.read(key), theirs, rtol=1e-3, atol=2e-5)
+    return model, torch.tensor(expected, dtype=torch.float64)
 
 
 def sum_over_documents(model: LlamaForCausalLM, batch) -> torch.Tensor:
