@@ -69,12 +69,11 @@ def open_source(path: Path, expected: Shape | None = None) -> TensorSource:
     return source
 
 
-def check_expected(found: Shape, expected: Shape, path: Path, unsaid: tuple[str, ...] = ()) -> None:
-    """UserError with each field that differs; `unsaid` fields the source does not state."""
-    names = [name for name in Shape.__dataclass_fields__ if name not in unsaid]
+def check_expected(found: Shape, expected: Shape, path: Path) -> None:
+    """UserError with each field that differs."""
     different = [
         f"{name} is {getattr(found, name)!r}, expected {getattr(expected, name)!r}"
-        for name in names
+        for name in Shape.__dataclass_fields__
         if getattr(found, name) != getattr(expected, name)
     ]
     if different:
