@@ -14,7 +14,6 @@ SHELL := /bin/bash
 .PHONY: demo test lint setup
 
 BIN := $(CURDIR)/.venv/bin
-export PATH := $(BIN):$(PATH)
 # Threads that wait give their core away: on a busy machine spinning makes small models several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 INSTALLED := .venv/.installed
@@ -57,17 +56,17 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: $(LINTERS)
-	ruff check
-	ruff format --check
-	pyright
-	snakefmt --check workflow demo
-	python .ci/lint_workflow.py .
-	python .ci/lint_workflow.py demo
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/snakefmt --check workflow demo
+	$(BIN)/python .ci/lint_workflow.py .
+	$(BIN)/python .ci/lint_workflow.py demo
 
 # The lock keeps a second `make demo` waiting. Who has it may clear Snakemake's own lock, which a killed Snakemake leaves;
 # --rerun-incomplete makes again what it left half made.
 demo: $(INSTALLED)
-	@cd demo; exec 9> .lock; \
+	@export PATH="$(BIN):$$PATH"; cd demo; exec 9> .lock; \
 	flock --nonblock 9 || { echo "another make demo is at work here: waiting for it"; flock 9; }; \
 	if compgen -G '.snakemake/locks/*' > /dev/null; then snakemake --unlock --quiet all; fi; \
 	snakemake --cores $(CORES) --rerun-incomplete --quiet rules; \
