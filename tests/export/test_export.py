@@ -115,6 +115,15 @@ def test_other_logits_are_found(run: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_too_little_memory_is_told_before_anything_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmpipe.export.check.available_bytes", lambda: 1000)
+    with pytest.raises(UserError, match=r"in fp32 and needs .* GiB of memory, 9\.31e-07 GiB are free: export on a"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_tokenizer_is_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lowercase(_: object, directory: Path) -> None:
         path = directory / "tokenizer.json"

@@ -1,7 +1,6 @@
 """What a directory with a manifest holds, as text for `llmpipe inspect`: checkpoints, rank files, weights, exports."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,10 @@ def _source_rows(source: dict[str, Any]) -> dict[str, str]:
 
 
 def _shape_rows(shape: Shape) -> dict[str, str]:
-    tensors = FAMILIES[shape.family].keys(shape)
-    parameters = sum(math.prod(tensor.shape(shape)) for tensor in tensors.values())
+    family = FAMILIES[shape.family]
     heads = f"{shape.num_heads} heads of {shape.head_dim}, {shape.num_kv_heads} KV heads"
     return {
-        "model": f"{shape.family}, {parameters:,} parameters in {len(tensors)} tensors",
+        "model": f"{shape.family}, {family.num_parameters(shape):,} parameters in {len(family.keys(shape))} tensors",
         "layers": f"{shape.num_layers}, {shape.hidden} wide, MLP {shape.ffn}, {heads}",
         "vocabulary": f"{shape.vocab:,} tokens, {'tied' if shape.tie_embeddings else 'separate'} output head",
         "positions": f"{shape.max_positions:,}, rotary theta {shape.rope_theta:g}",

@@ -17,11 +17,13 @@ from llmpipe.checkpoint.rank_files import RankFilesSource
 from llmpipe.checkpoint.source import TensorSource, open_source
 from llmpipe.data.tokenizer import Tokenizer
 from llmpipe.errors import UserError
+from llmpipe.families import FAMILIES
 from llmpipe.inference.forward import Engine
 from llmpipe.inference.generate import greedy
 from llmpipe.layout import Layout
 from llmpipe.parallel.groups import make_groups
 from llmpipe.parallel.processes import run_ranks
+from llmpipe.verify.memory import available_bytes
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,16 @@ def check_export(weights: Path, directory: Path) -> dict[str, Any]:
         },
         "processes": {"tp": tp, "pp": pp},
     }
+
+
+def check_memory(source: TensorSource) -> None:
+    """UserError if the model does not fit this machine in fp32, before hours of work end in a killed process."""
+    needed = int(1.3 * 4 * FAMILIES[source.shape.family].num_parameters(source.shape))
+    if needed > (free := available_bytes()):
+        raise UserError(
+            f"the last check runs {source.path} in fp32 and needs {needed / 2**30:.3g} GiB of memory,"
+            f" {free / 2**30:.3g} GiB are free: export on a larger machine, or give the job more (`export:` in slurm/config.yaml)"
+        )
 
 
 def check_tensors(source: TensorSource, exported: TensorSource) -> int:

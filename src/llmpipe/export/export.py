@@ -8,7 +8,7 @@ from llmpipe.checkpoint import hf, manifest
 from llmpipe.checkpoint.convert import check_output
 from llmpipe.checkpoint.source import TensorSource, open_source
 from llmpipe.export.card import model_card, read_table
-from llmpipe.export.check import check_export
+from llmpipe.export.check import check_export, check_memory
 from llmpipe.files import atomic_directory, write_json, write_text
 from llmpipe.train.record import identity, run_record, weights_of
 
@@ -18,6 +18,7 @@ def export(path: Path, output: Path) -> manifest.Manifest:
     weights, run = weights_of(path), run_record(path)
     source = open_source(weights)
     check_output(weights, output)
+    check_memory(source)
     with atomic_directory(output) as part:
         hashes = hf.write(source, part, stored_dtype(source))
         card = model_card(run.get("name") or output.name, source.shape, identity(weights), run, read_table(path))

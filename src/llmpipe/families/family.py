@@ -1,5 +1,6 @@
 """What a model family is: data. One table of tensors that convert, verify's accounting, shard and export all read."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +104,10 @@ class Family:
         for layer in layers:
             found |= {t.name.format(layer): t for t in self.tensors if t.per_layer}
         return found
+
+    def num_parameters(self, shape: Shape) -> int:
+        """Elements of all tensors."""
+        return sum(math.prod(tensor.shape(shape)) for tensor in self.keys(shape).values())
 
     def hf_name(self, key: str) -> str:
         """The checkpoint's key for one of our full names."""
