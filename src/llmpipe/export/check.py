@@ -75,7 +75,8 @@ def check_memory(source: TensorSource) -> None:
     if needed > (free := available_bytes()):
         raise UserError(
             f"the last check runs {source.path} in fp32 and needs {needed / 2**30:.3g} GiB of memory,"
-            f" {free / 2**30:.3g} GiB are free: export on a larger machine, or give the job more (`export:` in slurm/config.yaml)"
+            f" {free / 2**30:.3g} GiB are free: export on a larger machine, or give the job more (`export:` in"
+            " slurm/config.yaml)"
         )
 
 
