@@ -15,6 +15,7 @@ from llmpipe.checkpoint.source import open_source
 from llmpipe.config import Recipe, Schedule
 from llmpipe.data.loader import Loader
 from llmpipe.data.sampling import Blend
+from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, named_size
 from llmpipe.layout import Layout
 from llmpipe.parallel.groups import make_groups
@@ -245,6 +246,23 @@ def norm_of_nothing() -> float:
     optimizer = Optimizer(model, named_size("llama2_7b"), RECIPE, groups)
     next(model.parameters()).grad = torch.empty(0)
     return optimizer.reduce_and_clip()
+
+
+@pytest.mark.parametrize(("loss", "grad_norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
+def test_what_is_not_finite_reaches_no_weights(loss, grad_norm, checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run")
+    with pytest.raises(UserError, match=f"step 1: the loss is {loss}, the gradient's norm {grad_norm}; a rerun goes"):
+        run_ranks(train_with, 1, job, loss, grad_norm)
+    assert not list(job.run.glob("checkpoints/*/*")) and not (job.run / "weights").exists()
+
+
+def train_with(job: Job, loss: float, grad_norm: float) -> None:
+    from llmpipe.train import loop
+
+    loop.global_loss = lambda *_: loss
+    Optimizer.reduce_and_clip = lambda _: grad_norm
+    Optimizer.step = lambda *_: pytest.fail("the weights took it")
+    train(job)
 
 
 def test_recompute_changes_nothing(single, checkpoint, dataset, tmp_path) -> None:

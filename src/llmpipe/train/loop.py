@@ -45,9 +45,12 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
         total_weight = global_weight(batch.weights, trainer.groups)
         loss = forward_backward(trainer.model, trainer.schedule, trainer.groups, batch, total_weight)
         loss = global_loss(loss, trainer.groups)
-        if not math.isfinite(loss):
-            raise UserError(f"step {step + 1}: the loss is {loss}; a rerun goes on from the last checkpoint")
         grad_norm = trainer.optimizer.reduce_and_clip()
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):  # before the weights take it, and a checkpoint them
+            raise UserError(
+                f"step {step + 1}: the loss is {loss}, the gradient's norm {grad_norm}; a rerun goes on from the last"
+                " checkpoint and ends here again unless the recipe changes: lower lr, or look at this step's data"
+            )
         lr = learning_rate(recipe, step)
         trainer.optimizer.step(lr)
         memory = most_memory(trainer.groups)
