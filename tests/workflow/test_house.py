@@ -40,6 +40,14 @@ def test_rules_are_thin(path: Path) -> None:
         assert re.fullmatch(r"llmpipe [a-z]+ .* --log \{log\}", joined), joined
 
 
+@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
+def test_captions_name_wildcards_of_their_rule(path: Path) -> None:
+    for rule in re.split(r"(?m)^rule ", path.read_text())[1:]:
+        for caption in re.findall(r'caption="(.*)"', rule):
+            named = set(re.findall(r"snakemake\.wildcards\.(\w+)", (path.parent / caption).read_text()))
+            assert named and named <= set(re.findall(r"\{(\w+)\}", rule)), f"{caption} of {rule.split(':')[0]}"
+
+
 def test_common_holds_look_ups_only() -> None:
     text = (ROOT / "workflow/rules/common.smk").read_text()
     assert len(text.splitlines()) <= 60

@@ -4,24 +4,24 @@
 
 rule track_finetune:
     input:
-        weights="results/runs/{name}/weights",
-        metrics="results/runs/{name}/metrics.jsonl",
-        record="results/runs/{name}/run.json",
+        weights="results/runs/{run}/weights",
+        metrics="results/runs/{run}/metrics.jsonl",
+        record="results/runs/{run}/run.json",
     output:
-        done="results/runs/{name}/tracked/finetune.json",
+        done="results/runs/{run}/tracked/finetune.json",
         plot=report(
-            "results/runs/{name}/tracked/loss.svg",
+            "results/runs/{run}/tracked/loss.svg",
             caption="../report/loss.rst",
             category="Training",
-            labels={"run": "{name}", "shown": "loss curve"},
+            labels={"run": "{run}", "shown": "loss curve"},
         ),
     log:
-        "logs/track/{name}.finetune.log",
+        "logs/track/{run}.finetune.log",
     localrule: True
     params:
         store=project.track_options(PROJECT),
     shell:
-        "llmpipe track results/runs/{wildcards.name} {params.store} --output {output.done} --log {log}"
+        "llmpipe track results/runs/{wildcards.run} {params.store} --output {output.done} --log {log}"
 
 
 rule track:
