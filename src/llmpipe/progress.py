@@ -20,9 +20,7 @@ class Progress:
         self.label, self.total, self.unit, self.done = label, total, unit, 0
         self.start = self.last_line = time.monotonic()
         # On a terminal the lines go to the log alone, see `configure_logging`, so that they do not cut the bar.
-        self.bar = tqdm(
-            total=total, desc=label, unit=unit, unit_scale=True, leave=True, disable=not sys.stderr.isatty()
-        )
+        self.bar = tqdm(total=total, desc=label, unit=unit, unit_scale=total >= 10_000, disable=not sys.stderr.isatty())
 
     def add(self, count: int, note: str = "") -> None:
         """`count` more units are done."""
