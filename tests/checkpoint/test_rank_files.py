@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest, rank_files
 from llmpipe.checkpoint.convert import convert, merge, shard
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.rank_files import RankFilesSource
-from llmpipe.checkpoint.source import open_source
 from llmpipe.errors import UserError
 from llmpipe.files import sha256
 

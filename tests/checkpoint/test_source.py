@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.hf import HfSource
 from llmpipe.checkpoint.meta import MetaSource
-from llmpipe.checkpoint.source import check_tensors, open_source, overlap
+from llmpipe.checkpoint.source import check_tensors, overlap
 from llmpipe.errors import UserError
 from llmpipe.families import named_size
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
-from llmpipe.checkpoint.source import open_source
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.config import Recipe, Schedule
 from llmpipe.data.loader import Loader
 from llmpipe.data.sampling import Blend

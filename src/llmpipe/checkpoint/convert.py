@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llmpipe.checkpoint import carried, hf, manifest, rank_files, tokenizer_files
-from llmpipe.checkpoint.source import detect, open_source
+from llmpipe.checkpoint.formats import detect, open_source
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.files import atomic_directory, sha256

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from llmpipe.checkpoint.source import open_source
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.indexed import Reader
 from llmpipe.data.loader import check_tokenizer, check_vocab, heldout
 from llmpipe.data.sampling import part_of

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.rank_files import RankFilesSource
-from llmpipe.checkpoint.source import TensorSource, open_source
+from llmpipe.checkpoint.source import TensorSource
 from llmpipe.data.tokenizer import Tokenizer
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES

@@ -6,7 +6,8 @@ import torch
 
 from llmpipe.checkpoint import hf, manifest
 from llmpipe.checkpoint.convert import check_output
-from llmpipe.checkpoint.source import TensorSource, open_source
+from llmpipe.checkpoint.formats import open_source
+from llmpipe.checkpoint.source import TensorSource
 from llmpipe.export.card import model_card, read_table
 from llmpipe.export.check import check_export, check_memory
 from llmpipe.files import atomic_directory, write_json, write_text

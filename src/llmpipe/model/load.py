@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from llmpipe.checkpoint.source import TensorSource, open_source
+from llmpipe.checkpoint.formats import open_source
+from llmpipe.checkpoint.source import TensorSource
 from llmpipe.families import FAMILIES, Shape, Tensor, generic
 from llmpipe.layout import chunk
 from llmpipe.model.decoder import Decoder

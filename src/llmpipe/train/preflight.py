@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from llmpipe.checkpoint.source import open_source
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.loader import check_batch, check_tokenizer, check_vocab
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout

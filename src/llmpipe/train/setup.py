@@ -7,7 +7,7 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.pipelining import Schedule1F1B
 
-from llmpipe.checkpoint.source import open_source
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.loader import Loader
 from llmpipe.data.sampling import Blend
 from llmpipe.model.decoder import Decoder

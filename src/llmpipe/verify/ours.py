@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from llmpipe.checkpoint.source import open_source
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.model.attention import Packed
 from llmpipe.model.decoder import Layer
 from llmpipe.model.rope import rope_table
