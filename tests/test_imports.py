@@ -16,8 +16,8 @@ PACKAGE = ROOT / "src/llmpipe"
 LEVELS = (
     {"errors"},
     {"files", "progress", "layout", "helpers"},
-    {"config"},
-    {"project", "schema", "families"},
+    {"config", "families"},
+    {"project", "schema"},
     {"data", "checkpoint", "parallel"},
     {"model"},
     {"inference"},

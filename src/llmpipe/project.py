@@ -4,6 +4,7 @@ Every path counts from the project's folder, which is the current one. Only the 
 that one broken config file does not stop other runs.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from shlex import quote
@@ -13,6 +14,7 @@ import yaml
 
 from llmpipe.config import Corpus, Model, Project, Recipe, Run, build, load
 from llmpipe.errors import UserError, nearest
+from llmpipe.families import named_size
 from llmpipe.layout import Layout
 
 CONFIG = Path("config")
@@ -73,21 +75,46 @@ def shape_option(name: str) -> str:
     return f"--shape {shape}" if shape else ""
 
 
-def missing_source(name: str) -> str:
-    """What to say when a model's source is not there."""
-    return (
-        f"the weights of model {name} are not there: {model(name).source} does not exist. Edit `source:` in"
-        f" {CONFIG / 'models' / name}.yaml: it takes a directory with Meta's files (consolidated.*.pth, params.json,"
-        " tokenizer.model) or a Hugging Face directory (config.json, *.safetensors, tokenizer.model)"
-    )
+def source(name: str, there: Callable[[str], bool]) -> str:
+    """The path of a model's weights; UserError if they are not `there`."""
+    path = model(name).source
+    if not there(path):
+        raise UserError(
+            f"the weights of model {name} are not there: {path} does not exist. Edit `source:` in"
+            f" {CONFIG / 'models' / name}.yaml: it takes a directory with Meta's files (consolidated.*.pth,"
+            " params.json, tokenizer.model) or a Hugging Face directory (config.json, *.safetensors, tokenizer.model)"
+        )
+    return path
 
 
-def missing_corpus(name: str, file: str) -> str:
-    """What to say when a file of a corpus is not there."""
-    return (
-        f"the text of corpus {name} is not there: {file} does not exist. Edit `files:` in"
-        f" {CONFIG / 'corpora' / name}.yaml: it takes .jsonl, .jsonl.gz or .txt files, or directories of them"
-    )
+def corpus_files(name: str, there: Callable[[str], bool]) -> list[str]:
+    """The paths of a corpus's text; UserError for the first that is not `there`."""
+    files = corpus(name).files
+    for file in files:
+        if not there(file):
+            raise UserError(
+                f"the text of corpus {name} is not there: {file} does not exist. Edit `files:` in"
+                f" {CONFIG / 'corpora' / name}.yaml: it takes .jsonl, .jsonl.gz or .txt files, or directories of them"
+            )
+    return files
+
+
+def check_run(name: str, there: Callable[[str], bool]) -> None:
+    """Read everything that a run's file leads to; UserError for the first mistake."""
+    found, placed = run(name), layout(name)
+    source(found.model, there)
+    recipe_file(name)
+    task_files(name)
+    for corpus_name in found.data:
+        corpus_files(corpus_name, there)
+    shape = model(found.model).shape
+    try:
+        if shape:
+            named_size(shape).check_split(placed.tp, placed.pp)
+    except UserError as error:
+        raise UserError(
+            f"{CONFIG / 'runs' / name}.yaml with {CONFIG / 'models' / found.model}.yaml: {error}"
+        ) from error
 
 
 def datasets(run_name: str) -> dict[str, float]:

@@ -134,3 +134,31 @@ def test_commands_can_be_copied_from_the_log(project: Path, snakemake: Snakemake
         words = shlex.split(line)
         assert words[0] == "llmpipe" and "--log" in words, line
         assert not {"|", "&&", ";", ">", "2>"} & {*words}, f"more than one command: {line}"
+
+
+MISTAKES = [
+    ("recipes/llama2.yaml", "steps:", "stepz:", "recipes/llama2.yaml: unknown key stepz: did you mean 'steps'?"),
+    ("runs/llama2_7b.yaml", "recipe: llama2", "recipe: lama2", "no config/recipes/lama2.yaml: did you mean 'llama2"),
+    ("runs/llama2_7b.yaml", "{text:", "{texts:", "there is no config/corpora/texts.yaml: did you mean 'text'?"),
+    ("runs/llama2_7b.yaml", "tp: 1", "tp: 3", "layout: tp 3 x pp 1 x cp 1 x dp -1 does not make 8 processes"),
+    ("runs/llama2_7b.yaml", "8\n  tp: 1", "24\n  tp: 3", "tp 3 does not divide 32 query heads and 32 KV heads"),
+    ("models/llama2_7b.yaml", "llama-2-7b", "nope", "weights/nope does not exist. Edit `source:`"),
+    ("models/llama2_7b.yaml", "shape: llama2_7b", "shape: llama2_7", "shape 'llama2_7' is in no family's size table"),
+    ("corpora/text.yaml", "text_key:", "textkey:", "corpora/text.yaml: unknown key textkey: did you mean 'text_key'?"),
+    ("corpora/text.yaml", "corpus.jsonl", "nope.jsonl", "data/nope.jsonl does not exist. Edit `files:`"),
+]
+
+
+@pytest.mark.usefixtures("inputs")
+def test_a_mistake_in_a_finished_project_is_told(project: Path, snakemake: Snakemake) -> None:
+    """Snakemake alone would say that nothing is to be done: the outputs exist, and it cannot tell what they are of."""
+    assert snakemake("-c", "2").returncode == 0
+    for number, (file, right, wrong, told) in enumerate(MISTAKES):
+        path = project / "config" / file
+        text = path.read_text()
+        assert right in text
+        path.write_text(text.replace(right, wrong))
+        done = snakemake("-n", *([] if number % 2 else ["export_llama2_7b"]))
+        assert done.returncode == 1 and told in done.stdout, done.stdout
+        path.write_text(text)
+    assert "Nothing to be done" in snakemake("-n").stdout

@@ -3,7 +3,7 @@
 
 rule convert:
     input:
-        source=by("model", source),
+        source=by("model", project.source, there),
     output:
         directory("results/models/{model}/checkpoint"),
     log:
@@ -19,7 +19,7 @@ rule convert:
 rule verify:
     input:
         checkpoint="results/models/{model}/checkpoint",
-        source=by("model", source),
+        source=by("model", project.source, there),
     output:
         card="results/models/{model}/verify.json",
         text="results/models/{model}/verify.md",

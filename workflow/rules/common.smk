@@ -7,21 +7,19 @@ from llmpipe import launch, project
 from llmpipe.errors import UserError
 
 
-wildcard_constraints:
-    model="[^/]+",
-    corpus="[^/]+",
-    run="[^/]+",
-    name="[^/]+",
-    tp="[0-9]+",
-    pp="[0-9]+",
-
-
 def told(look_up, *arguments):
     """What a look-up finds; a mistake in a config file is told without a traceback."""
     try:
         return look_up(*arguments)
     except UserError as error:
         raise WorkflowError(str(error)) from None
+
+
+def there(path):
+    """Whether a path exists, or a rule makes it, as the demo's rules make its inputs."""
+    return Path(path).exists() or any(
+        known.is_producer(path) for known in workflow.rules
+    )
 
 
 def by(wildcard, look_up, *more):
@@ -33,20 +31,16 @@ def by(wildcard, look_up, *more):
     return found
 
 
-def there(path, message):
-    """`path`, which exists or is made by a rule (the demo makes its own); else the message is for the user."""
-    if Path(path).exists() or any(known.is_producer(path) for known in workflow.rules):
-        return path
-    raise UserError(message)
+def checked(check, *names):
+    """For a target's input: no file, but a look at all its config files before anything else. Where Snakemake meets
+    a mistake further down the graph, it takes an output that exists for up to date."""
 
+    def found(wildcards):
+        for name in names:
+            told(check, name, there)
+        return []
 
-def source(model):
-    return there(project.model(model).source, project.missing_source(model))
-
-
-def corpus_files(corpus):
-    files = project.corpus(corpus).files
-    return [there(file, project.missing_corpus(corpus, file)) for file in files]
+    return found
 
 
 def training(run, resource):

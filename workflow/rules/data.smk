@@ -4,7 +4,7 @@
 rule tokenize:
     input:
         corpus="config/corpora/{corpus}.yaml",
-        files=by("corpus", corpus_files),
+        files=by("corpus", project.corpus_files, there),
         tokenizer="results/models/{model}/checkpoint",
     output:
         bin="results/models/{model}/corpora/{corpus}.bin",

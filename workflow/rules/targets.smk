@@ -9,6 +9,7 @@ for name in project.names("runs"):
                 f"{stage}_{name}"
             input:
                 f"results/runs/{name}/tracked/{stage}.json",
+                checked(project.check_run, name),
             localrule: True
 
 
@@ -20,4 +21,5 @@ for name in project.names("models"):
                 f"{stage}_{name}"
             input:
                 f"results/models/{name}/tracked/{stage}.json",
+                checked(project.source, name),
             localrule: True
