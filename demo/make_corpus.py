@@ -22,9 +22,14 @@ SKIPPED = {
 
 
 def documents() -> list[str]:
-    """Sources and documentation strings of the standard library, shuffled with a fixed seed."""
+    """Each module's source, then its documentation strings, the modules shuffled with a fixed seed.
+
+    The two stand side by side because the held-out text is the end of the list: were they shuffled apart, the training
+    text would hold the words of the held-out text.
+    """
     library = Path(sysconfig.get_path("stdlib"))
     paths = sorted(path for path in library.rglob("*.py") if not SKIPPED & set(path.relative_to(library).parts))
+    random.Random(0).shuffle(paths)
     found: list[str] = []
     for path in paths:
         try:
@@ -33,7 +38,6 @@ def documents() -> list[str]:
         except (UnicodeDecodeError, SyntaxError):
             continue
         found += [text for text in (source, docstrings(tree)) if text.strip()]
-    random.Random(0).shuffle(found)
     return found
 
 

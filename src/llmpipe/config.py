@@ -206,6 +206,8 @@ def parse_data(given: tuple[str, ...]) -> dict[str, float]:
     data: dict[str, float] = {}
     for item in given:
         prefix, _, weight = item.partition("=")
+        if prefix in data:
+            raise UserError(f"--data {item}: {prefix} is given twice; give it once, with the sum of the weights")
         try:
             data[prefix] = float(weight or 1.0)
         except ValueError:

@@ -1,6 +1,7 @@
 """The engine against transformers and against itself in other layouts, over 20 steps in fp32."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -296,3 +297,14 @@ def test_metrics_of_a_step(single) -> None:
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     record = json.loads((job.run / "run.json").read_text())
     assert record["exit_reason"] == "finished" and record["steps"] == 20
+
+
+def test_weights_that_changed_since_they_were_judged_are_refused(checkpoint, dataset, tmp_path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    file = model / "model.safetensors"
+    changed = bytearray(file.read_bytes())
+    changed[-1] ^= 1
+    file.write_bytes(changed)
+    with pytest.raises(UserError, match="model.safetensors does not have the SHA-256 that manifest.json says"):
+        run_job(make_job(model, dataset, tmp_path / "run"))

@@ -12,7 +12,10 @@ def run_record(path: Path) -> dict[str, Any]:
     """A finished run's run.json; empty for what is no run's folder."""
     record = path / "run.json"
     if record.is_file():
-        return json.loads(record.read_text())
+        try:
+            return dict(json.loads(record.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{record} is damaged ({error}): run finetune again") from error
     if (path / "job.json").is_file() or (path / "weights").is_dir():
         raise UserError(f"{path} has no run.json: this run is not finished; run finetune to its end first")
     return {}

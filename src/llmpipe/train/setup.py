@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.pipelining import Schedule1F1B
 
+from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.loader import Loader
 from llmpipe.data.sampling import Blend
@@ -35,6 +37,7 @@ def prepare(job: Job) -> Trainer:
     """Everything that a rank needs before the first step: groups, its part of the model, optimizer, data."""
     recipe, layout = job.recipe, job.layout
     groups = make_groups(layout, rank_device(layout.device))
+    manifest.check(Path(job.model), dist.get_rank(), dist.get_world_size())  # the very bytes that the cards judged
     source = open_source(Path(job.model))
     shape = source.shape
     with torch.device("meta"):
