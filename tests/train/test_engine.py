@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.formats import open_source
+from llmpipe.cli import group
 from llmpipe.config import Recipe, Schedule
 from llmpipe.data.loader import Loader
 from llmpipe.data.sampling import Blend
@@ -306,5 +308,18 @@ def test_weights_that_changed_since_they_were_judged_are_refused(checkpoint, dat
     changed = bytearray(file.read_bytes())
     changed[-1] ^= 1
     file.write_bytes(changed)
-    with pytest.raises(UserError, match="model.safetensors does not have the SHA-256 that manifest.json says"):
+    with pytest.raises(UserError, match=r"model\.safetensors does not have the SHA-256 that manifest\.json says"):
         run_job(make_job(model, dataset, tmp_path / "run"))
+
+
+def test_inspect_tells_of_a_run(single) -> None:
+    job, lines = single
+    shown = CliRunner().invoke(group, ["inspect", str(job.run)]).output
+    assert f"steps         20 of 20, 5,120 tokens, loss {lines[-1]['loss']:.4f}" in shown
+    assert "state         finished" in shown and "checkpoints   step-00000020" in shown
+    (job.run / "run.json").rename(job.run / "aside.json")
+    try:
+        job.write()
+        assert "state         not finished" in CliRunner().invoke(group, ["inspect", str(job.run)]).output
+    finally:
+        (job.run / "aside.json").rename(job.run / "run.json")

@@ -13,9 +13,9 @@ from llmpipe.cli import with_log
 @click.option("--documents", type=click.IntRange(min=1), default=3, show_default=True, help="How many of them.")
 @with_log
 def command(path: Path, tokenizer: Path | None, documents: int) -> None:
-    """Show what a dataset, checkpoint, rank files or a run's weights hold, on standard output.
+    """Show what a dataset, checkpoint, rank files or a run hold, on standard output.
 
-    PATH is a dataset's prefix (its files without .bin and .idx) or a directory with a manifest.json.
+    PATH is a dataset's prefix (its files without .bin and .idx), a directory with a manifest.json, or a run's folder.
 
     \b
     Example:
@@ -36,8 +36,14 @@ def command(path: Path, tokenizer: Path | None, documents: int) -> None:
         from llmpipe.checkpoint.describe import describe
 
         click.echo(describe(path))
+    elif (path / "run.json").is_file() or (path / "job.json").is_file():
+        from llmpipe.train.describe import describe
+
+        click.echo(describe(path))
     else:
         inside = sorted(str(found.parent) for found in path.glob(f"*/{manifest.NAME}"))
         inside += sorted(str(found.with_suffix("")) for found in path.glob("*.idx"))
         hint = f"; inside it there are {', '.join(inside)}" if inside else ""
-        raise UserError(f"{path} is neither the prefix of a dataset nor a directory with a {manifest.NAME}{hint}")
+        raise UserError(
+            f"{path} is neither the prefix of a dataset, a directory with a {manifest.NAME}, nor a run{hint}"
+        )
