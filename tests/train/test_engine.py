@@ -130,8 +130,8 @@ def trained_by_transformers(
         loss = sum_over_documents(model, batch) / batch.weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = lines[step]["lr"]
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = lines[step]["lr"]
         optimizer.step()
         optimizer.zero_grad()
         expected.append(loss.item())

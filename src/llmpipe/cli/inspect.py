@@ -44,6 +44,5 @@ def command(path: Path, tokenizer: Path | None, documents: int) -> None:
         inside = sorted(str(found.parent) for found in path.glob(f"*/{manifest.NAME}"))
         inside += sorted(str(found.with_suffix("")) for found in path.glob("*.idx"))
         hint = f"; inside it there are {', '.join(inside)}" if inside else ""
-        raise UserError(
-            f"{path} is neither the prefix of a dataset, a directory with a {manifest.NAME}, nor a run{hint}"
-        )
+        what = f"the prefix of a dataset, a run's folder or a directory with a {manifest.NAME}"
+        raise UserError(f"{path} is not {what}{hint}")
