@@ -88,3 +88,9 @@ def test_damage_is_named(made: Path) -> None:
         UserError, match=re.escape(f"{made} has no manifest.json: it is not a finished output of llmpipe")
     ):
         manifest.read(made)
+
+
+def test_a_manifest_that_is_no_object_is_told(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*: run the stage that makes it again"):
+        manifest.read(tmp_path)

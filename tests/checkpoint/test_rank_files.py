@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from llmpipe.checkpoint.convert import convert, merge, shard
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.rank_files import RankFilesSource
 from llmpipe.errors import UserError
+from llmpipe.families import named_size
 from llmpipe.files import sha256
 
 Tensors = dict[str, torch.Tensor]
@@ -223,3 +225,10 @@ def test_rank_files_that_do_not_belong_together_are_named(checkpoint: Path, tmp_
     message = f"{ranks / 'tp0-pp0.safetensors'} does not say its layout in its header: shard the checkpoint again"
     with pytest.raises(UserError, match=re.escape(message)):
         open_source(ranks)
+
+
+def test_tied_embeddings_are_on_one_stage() -> None:
+    shape = replace(named_size("llama2_7b"), tie_embeddings=True)
+    shape.check_split(2, 1)
+    with pytest.raises(UserError, match="embedding and head are one tensor: pp has to be 1, not 2, in this version"):
+        shape.check_split(1, 2)

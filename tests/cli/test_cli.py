@@ -1,5 +1,8 @@
 """The command group: what it lists, that it starts at once, how it tells mistakes."""
 
+import errno
+import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from llmpipe.cli import COMMANDS, group
+from llmpipe.cli import COMMANDS, group, main
 
 HEAVY = ("torch", "transformers", "mlflow", "sentencepiece", "datasets", "lm_eval", "snakemake", "numpy")
 
@@ -54,3 +57,24 @@ def test_a_mistake_is_one_sentence_on_stderr_and_in_the_log(tmp_path: Path) -> N
 
 def test_an_unknown_command_names_the_nearest() -> None:
     assert "there is no command 'tokenise': did you mean 'tokenize'?" in llmpipe("tokenise").stderr
+
+
+def test_a_place_that_cannot_be_written_is_told_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = llmpipe("inspect", "nothing", "--log", "file/log", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "ERROR File exists: file: name another place\n"
+
+
+def test_a_full_disk_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(group, "main", full)
+    monkeypatch.setattr(logging.Logger, "hasHandlers", lambda _: False)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    told = "ERROR No space left on device: make room, then run this again; nothing half-written has taken its name\n"
+    assert capsys.readouterr().err == told

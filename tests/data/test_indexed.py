@@ -1,5 +1,7 @@
 """The .bin/.idx format: golden bytes made by hand, refusals, joining."""
 
+import resource
+import signal
 import struct
 from pathlib import Path
 
@@ -196,3 +198,21 @@ def test_digest_is_of_the_bytes_with_or_without_a_manifest(tmp_path: Path) -> No
     bare = manifest.digest(tmp_path / "a")
     manifest.write(tmp_path / "a", facts())
     assert manifest.digest(tmp_path / "a") == bare == manifest.digest(tmp_path / "b") != manifest.digest(tmp_path / "c")
+
+
+def test_a_writer_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the limit is an OSError, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"), Writer(tmp_path / "a", np.dtype(np.uint16)) as writer:
+            for _ in range(100):
+                writer.add(np.zeros(1000), np.array([1000]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prefix_has_a_name() -> None:
+    with pytest.raises(UserError, match=r"--output \. has no name of its own: name a prefix, as in corpus"):
+        Writer(Path(), np.dtype(np.uint16))

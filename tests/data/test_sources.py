@@ -106,3 +106,10 @@ def test_a_truncated_gz_is_named(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl.gz").write_bytes(b'{"text": "a"}\n')
     with pytest.raises(UserError, match=r"d\.jsonl\.gz is truncated or no gzip file: Not a gzipped file"):
         read(tmp_path / "d.jsonl.gz")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-8-sig")
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8-sig")
+    assert read(tmp_path / "a.jsonl") == [b"one", b"two"]
+    assert read(tmp_path / "a.txt") == [b"one"]

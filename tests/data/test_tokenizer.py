@@ -61,3 +61,9 @@ def test_refusals(tmp_path: Path) -> None:
     assert message(tmp_path / "tokenizer.json") == f"{tmp_path}/tokenizer.json is another kind of tokenizer: {wanted}"
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # tiktoken's format
     assert f"{tmp_path}/tokenizer.model is not a model of SentencePiece" in message(tmp_path)
+
+
+def test_an_empty_file_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(UserError, match=r"tokenizer\.model is empty: copy or download it again"):
+        Tokenizer(tmp_path)

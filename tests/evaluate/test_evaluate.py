@@ -97,3 +97,12 @@ def test_an_output_that_is_something_else(run: Path, checkpoint: Path) -> None:
         f"--output {checkpoint} holds config.json, generation_config.json, manifest.json, model.safetensors and no"
         " table.json: it is no evaluation, and evaluate does not replace it: name another directory or remove it"
     )
+
+
+def test_a_plan_without_tasks_or_with_a_damaged_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--tasks names none: give perplexity, lm-eval task names or files"):
+        make_plan(tmp_path, [])
+    for content in ("{", "[1]"):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(UserError, match=r"run\.json is damaged .*: run finetune again"):
+            make_plan(tmp_path, ["perplexity"])

@@ -60,7 +60,7 @@ def read(directory: Path) -> Manifest:
     try:
         values = json.loads(path.read_text())
         return Manifest(values["kind"], values["source"], values["files"], values["llmpipe"])
-    except (json.JSONDecodeError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): run the stage that makes it again") from error
 
 

@@ -1,5 +1,6 @@
 """The llmpipe command: a lazy group, so that --help is instant; one file per command, torch imported in bodies."""
 
+import errno
 import importlib
 import logging
 import os
@@ -7,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -16,6 +17,21 @@ from llmpipe.errors import UserError, nearest
 
 COMMANDS = ("tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "track")
 
+
+_MAKE_ROOM = "make room, then run this again; nothing half-written has taken its name"
+_ELSEWHERE = "name another place"
+_PLACES = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.EEXIST: _ELSEWHERE,
+    errno.ENOTDIR: _ELSEWHERE,
+    errno.EISDIR: _ELSEWHERE,
+    errno.ENAMETOOLONG: _ELSEWHERE,
+}
+"""What the user can mend where the system refuses a file; every other OSError keeps its traceback."""
 
 LOG_FILE = "llmpipe.log_file"
 """Where `ctx.meta` has the path of --log, for a command that starts processes of its own."""
@@ -71,9 +87,17 @@ def main() -> None:
     try:
         group.main(prog_name="llmpipe", standalone_mode=True)
     except UserError as error:
-        log = logging.getLogger(__name__)
-        if log.hasHandlers():
-            log.error("%s", error)
-        else:
-            click.echo(f"ERROR {error}", err=True)
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _PLACES:
+            raise
+        _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}: {_PLACES[error.errno]}")
+
+
+def _fail(message: str) -> NoReturn:
+    log = logging.getLogger(__name__)
+    if log.hasHandlers():
+        log.error("%s", message)
+    else:
+        click.echo(f"ERROR {message}", err=True)
+    sys.exit(1)

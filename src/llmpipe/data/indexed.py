@@ -17,6 +17,7 @@ import os
 import shutil
 import struct
 import tempfile
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,8 @@ class Writer:
     """
 
     def __init__(self, prefix: Path, dtype: np.dtype[Any]):
+        if not prefix.name:
+            raise UserError(f"--output {prefix} has no name of its own: name a prefix, as in {prefix / 'corpus'}")
         self.prefix, self.dtype = prefix, np.dtype(dtype)
         self.num_sequences = self.num_documents = self.num_tokens = 0
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +99,11 @@ class Writer:
                 self._finish_index()
                 self._publish()
         finally:
-            for file in (self._bin, self._idx, self._documents):
-                file.close()
-            for path in self._paths:
+            for path in self._paths:  # before closing, which writes what is buffered and fails on a full disk
                 aside(path).unlink(missing_ok=True)
+            for file in (self._bin, self._idx, self._documents):
+                with suppress(OSError):
+                    file.close()
 
     def _finish_index(self) -> None:
         """Append the pointers, chunk by chunk from the sizes, and the document index; fill in the header."""

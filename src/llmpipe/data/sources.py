@@ -1,5 +1,6 @@
 """Corpus files: which files an input stands for, and their documents one after the other."""
 
+import codecs
 import gzip
 import json
 import logging
@@ -48,17 +49,20 @@ def _walk(directory: Path) -> list[Path]:
 def documents(path: Path, text_key: str, read: Callable[[int], None]) -> Iterator[bytes]:
     """The documents of one file in UTF-8, checked; `read` is told the bytes of the file as they are read.
 
-    A .txt file is one document; a line of a .jsonl file is one, and a blank line is none.
+    A .txt file is one document; a line of a .jsonl file is one, and a blank line is none. The byte order mark that
+    some editors begin a file with is no text.
     """
     if path.name.endswith(".txt"):
         data = path.read_bytes()
         _decoded(data, path, first_line=1)
         read(len(data))
-        yield data
+        yield data.removeprefix(codecs.BOM_UTF8)
         return
     with path.open("rb") as raw:
         before = 0
         for number, line in enumerate(_lines(raw, path), start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
                 yield _text(_decoded(line.strip(), path, number), text_key, f"{path}, line {number}")
             position = raw.tell()

@@ -18,8 +18,11 @@ class Tokenizer:
         """`path` is a directory with a tokenizer.model, or that file; UserError for anything else."""
         self.path = path / NAME if path.is_dir() else path
         _check_kind(path, self.path)
+        content = self.path.read_bytes()
+        if not content:  # SentencePiece takes it for a model without tokens
+            raise UserError(f"{self.path} is empty: copy or download it again")
         try:
-            self.model = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
+            self.model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
             raise UserError(
                 f"{self.path} is not a model of SentencePiece, which is what this version of llmpipe takes"

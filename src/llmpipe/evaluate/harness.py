@@ -14,7 +14,7 @@ from lm_eval.api.model import TemplateLM
 
 from llmpipe.data.tokenizer import Tokenizer
 from llmpipe.errors import UserError, nearest
-from llmpipe.evaluate.plan import TASK_FILES
+from llmpipe.evaluate.plan import PERPLEXITY, TASK_FILES
 from llmpipe.evaluate.table import Measure
 from llmpipe.inference.generate import greedy
 from llmpipe.inference.loglikelihood import HasLogits, loglikelihoods
@@ -98,7 +98,7 @@ def run_tasks(model: HarnessModel, tasks: list[str]) -> list[Measure]:
     manager = TaskManager(include_defaults=not all(map(is_file, tasks)))  # its own tasks take seconds to list
     for task in tasks:
         if not is_file(task) and task not in manager.all_tasks:
-            raise UserError(f"lm-eval knows no task {task!r}: {nearest(task, manager.all_tasks)}")
+            raise UserError(f"lm-eval knows no task {task!r}: {nearest(task, [PERPLEXITY, *manager.all_tasks])}")
     with tempfile.TemporaryDirectory() as cache, quiet():
         try:
             loaded = manager.load([local_task(Path(task), cache) if is_file(task) else task for task in tasks])

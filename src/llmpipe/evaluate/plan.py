@@ -45,6 +45,8 @@ def make_plan(
 ) -> Plan:
     """The plan for a run or a checkpoint: a run's data, split and sequence length are used where none are given."""
     run = run_record(path)
+    if not tasks:
+        raise UserError("--tasks names none: give perplexity, lm-eval task names or files of lm-eval tasks")
     data = data or [part["prefix"] for part in run.get("data") or []]
     if PERPLEXITY in tasks and not data:
         raise UserError(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmpipe.errors import UserError
 from llmpipe.layout import check_split, chunk, kv_chunk, stage_layers
 
 
@@ -40,6 +41,8 @@ class Shape:
 
     def check_split(self, tp: int, pp: int) -> None:
         """UserError, naming what would work, if this model cannot be split tp x pp."""
+        if self.tie_embeddings and pp > 1:
+            raise UserError(f"the model's embedding and head are one tensor: pp has to be 1, not {pp}, in this version")
         check_split(tp, pp, self.num_heads, self.num_kv_heads, self.num_layers, self.ffn)
 
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from llmpipe.errors import UserError
 from llmpipe.families import Shape
 from llmpipe.layout import chunk, stage_layers
 from llmpipe.model.attention import Packed, attend
@@ -89,8 +88,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape, self.tp, self.recompute = shape, tp or TensorParallel(), recompute
         self.is_first, self.is_last = stage == 0, stage == pp - 1
-        if shape.tie_embeddings and pp > 1:
-            raise UserError(f"the model's embedding and head are one tensor: pp has to be 1, not {pp}, in this version")
+        shape.check_split(self.tp.size, pp)
         rows = chunk(shape.vocab, self.tp.size, self.tp.rank)
         self.first_row, num_local_rows = rows.start, rows.stop - rows.start
         if self.is_first:
