@@ -49,6 +49,11 @@ def test_run_with_its_layout(tmp_path: Path) -> None:
         (Recipe, RECIPE % ", isolate_documents: 'no'", "isolate_documents is 'no', but has to be true or false"),
         (Recipe, RECIPE % ", save_every: 0", "given.yaml: save_every is 0, but has to be 1 or more"),
         (Recipe, RECIPE % ", clip: 0", "given.yaml: clip is 0.0, but has to be above 0"),
+        (Recipe, RECIPE % ", eps: -1", "given.yaml: eps is -1.0, but has to be above 0"),
+        (Recipe, RECIPE % ", clip: .inf", "given.yaml: clip is inf, but has to be above 0"),
+        (Recipe, RECIPE % ", weight_decay: -1", "given.yaml: weight_decay is -1.0, but has to be 0 or more"),
+        (Recipe, RECIPE % ", schedule: {warmup: -1}", "schedule.warmup is -1.0, but has to be 0 or more"),
+        (Recipe, RECIPE % ", schedule: {min_lr: 1}", "schedule.min_lr is 1.0, but has to be from 0 to lr, 0.001"),
         (Recipe, RECIPE % ", betas: [0.9]", "betas is [0.9], but has to be two numbers from 0 to below 1"),
         (Recipe, "- 1", "given.yaml: the file is [1], but has to be a mapping of keys"),
         (Recipe, "", "given.yaml: the file is None, but has to be a mapping of keys"),
@@ -87,3 +92,20 @@ def test_options_of_data_and_split() -> None:
     for wrong in ("1,2", "a,b,c", "0,0,0", "-1,1,1"):
         with pytest.raises(UserError, match=f"--split {wrong}: three shares for train, validation and test"):
             parse_split(wrong)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"a\.yaml is not YAML: "):
+        load(Recipe, tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("given", ["inf,0,1", "1,0,nan"])
+def test_shares_are_finite(given: str) -> None:
+    with pytest.raises(UserError, match=f"--split {given}: three shares"):
+        parse_split(given)
+
+
+def test_weights_are_finite() -> None:
+    with pytest.raises(UserError, match="--data a=inf: the weight has to be above 0"):
+        parse_data(("a=inf",))

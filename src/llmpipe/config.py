@@ -1,5 +1,6 @@
 """The config files: YAML read into frozen dataclasses, strictly; the dataclasses are the schema."""
 
+import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -91,9 +92,15 @@ class Recipe:
         for name in ("seq_len", "global_batch", "steps", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but has to be 1 or more")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
+        for name in ("lr", "clip", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}, but has to be above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay is {self.weight_decay}, but has to be 0 or more")
+        if not 0 <= self.schedule.min_lr <= self.lr:
+            raise UserError(f"schedule.min_lr is {self.schedule.min_lr}, but has to be from 0 to lr, {self.lr}")
+        if not 0 <= self.schedule.warmup < math.inf:
+            raise UserError(f"schedule.warmup is {self.schedule.warmup}, but has to be 0 or more")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas is {self.betas}, but has to be two numbers from 0 to below 1, as [0.9, 0.95]")
 
@@ -140,7 +147,7 @@ def load(kind: type[T], path: Path) -> T:
         raise UserError(f"{path} is missing: {nearest(path.stem, beside) if beside else 'write it'}")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     try:
         return build(kind, values, "")
@@ -212,7 +219,7 @@ def parse_data(given: tuple[str, ...]) -> dict[str, float]:
             data[prefix] = float(weight or 1.0)
         except ValueError:
             raise UserError(f"--data {item}: the weight {weight!r} has to be a number, as in PREFIX=0.5") from None
-        if not data[prefix] > 0:
+        if not 0 < data[prefix] < math.inf:
             raise UserError(f"--data {item}: the weight has to be above 0")
     return data
 
@@ -223,6 +230,6 @@ def parse_split(given: str) -> list[float]:
         shares = [float(share) for share in given.split(",")]
     except ValueError:
         shares = []
-    if len(shares) != 3 or min(shares) < 0 or not sum(shares):
+    if len(shares) != 3 or not all(0 <= share < math.inf for share in shares) or not sum(shares):
         raise UserError(f"--split {given}: three shares for train, validation and test are expected, as in 969,30,1")
     return shares

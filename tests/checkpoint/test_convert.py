@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from meta_files import write_meta
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llmpipe.checkpoint import hf as hf_directory
 from llmpipe.checkpoint import manifest
@@ -198,3 +198,13 @@ def test_help_does_not_import_torch() -> None:
     program = "import sys, llmpipe.cli.convert, llmpipe.cli.shard, llmpipe.cli.merge; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_quantized_weights_are_refused(tmp_path: Path, hf: Path) -> None:
+    source = tmp_path / "int8"
+    shutil.copytree(hf, source)
+    for path in source.glob("*.safetensors"):
+        save_file({name: tensor.to(torch.int8) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match=r"int8 holds quantized weights, embedding\.weight is torch\.int8: take the"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -21,6 +21,9 @@ def convert(
 ) -> manifest.Manifest:
     """Make a checkpoint of any source; `dtype` None keeps the stored types, `expected` is checked against it."""
     source = open_source(path, expected)
+    whole = [f"{key} is {source.dtype(key)}" for key in source.keys() if not source.dtype(key).is_floating_point]  # noqa: SIM118
+    if whole:
+        raise UserError(f"{path} holds quantized weights, {whole[0]}: take the weights in bf16, fp16 or fp32")
     check_output(path, output)
     with atomic_directory(output) as part:
         hashes = hf.write(source, part, dtype)

@@ -87,6 +87,8 @@ def shard_files(path: Path) -> list[Path]:
 def read_params(path: Path) -> dict[str, Any]:
     """params.json; UserError for a key that would be lost, or one that the decoder does not compute."""
     params = read_json(path)
+    if not isinstance(params, dict):
+        raise UserError(f"{path} is no table of keys: copy or download it again")
     for key in params:
         if key not in _PARAMS:
             raise UserError(f"{path}: the key {key} is unknown and would be lost: {nearest(key, _PARAMS)}")
@@ -112,7 +114,12 @@ class MetaSource:
         # Llama 1 and 2 split the embedding by columns, Llama 3 by rows.
         embedding = self._shards[0].get("tok_embeddings.weight", torch.empty(0, 0))
         self._embedding_dim = 0 if embedding.shape[1] == params["dim"] else 1
-        self.shape = self._read_shape(params, expected)
+        try:
+            self.shape = self._read_shape(params, expected)
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            if isinstance(error, UserError) and str(path) in str(error):
+                raise
+            raise UserError(f"{path / 'params.json'}: {error}: copy or download it again") from error
         self._table = FAMILIES[self.shape.family].keys(self.shape)
         self._check_tensors()
         if expected:

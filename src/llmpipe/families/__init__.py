@@ -40,6 +40,8 @@ def named_size(name: str) -> Shape:
 
 def from_hf_config(config: dict[str, Any], where: str = "config.json") -> Shape:
     """The shape that a config.json of transformers 4 or 5 describes; UserError for what the decoder would not carry."""
+    if not isinstance(config, dict):
+        raise UserError(f"{where} is no table of keys: copy or download it again")
     architectures = {family.architecture: family for family in FAMILIES.values()}
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in architectures:
@@ -67,6 +69,8 @@ def from_hf_config(config: dict[str, Any], where: str = "config.json") -> Shape:
         )
     except KeyError as error:
         raise UserError(f"{where}: the key {error.args[0]!r} is missing") from error
+    except (TypeError, ZeroDivisionError, UserError) as error:
+        raise UserError(f"{where}: {error}: copy or download it again") from error
     if config:
         raise UserError(f"{where}: keys that llmpipe does not know and would lose: {', '.join(sorted(config))}")
     return shape
@@ -81,7 +85,7 @@ def _rope(config: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: rope scaling {kind!r} with {settings}: this version of llmpipe computes without scaling only"
         )
-    return {"rope_theta": float(theta), "rope_scaling": None}
+    return {"rope_theta": float(theta) if isinstance(theta, int) else theta, "rope_scaling": None}
 
 
 def to_hf_config(shape: Shape, dtype: str, bos: int | None, eos: int | None) -> dict[str, Any]:

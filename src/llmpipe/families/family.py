@@ -28,6 +28,16 @@ class Shape:
     """Hugging Face's rope_scaling; only None for now."""
     tie_embeddings: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim", "ffn", "vocab", "max_positions"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name} is {value!r}, but has to be a whole number from 1 on")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise UserError(f"{name} is {value!r}, but has to be a number above 0")
+
     def size(self, dim: str) -> int:
         """The size of a symbolic dimension of `Tensor.dims`."""
         sizes = {
