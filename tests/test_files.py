@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmpipe.files import aside, atomic_directory, atomic_file
+from llmpipe.files import HOST, aside, atomic_directory, atomic_file
 
 
 def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) ->
     (left,) = tmp_path.iterdir()
     assert left.name.endswith(".part")
     others = [tmp_path / ".made.by.hand.part", aside(tmp_path / "made2")]
-    alive = tmp_path / ".made.1.part"  # process 1 lives
+    alive = tmp_path / f".made.{HOST}-1.part"  # process 1 lives
     for kept in (*others, alive):
         kept.mkdir()
     with atomic_directory(path) as part:

@@ -176,6 +176,7 @@ def test_a_finished_run_is_not_trained_again_but_one_of_other_inputs_is(
         (["--tp", "1", "--pp", "2", "--micro-batch", "8"], r"1 micro-batches .* fewer than its 2 stages"),
         (["--cp", "2"], r"cp is 2; this version of llmpipe runs cp: 1 only"),
         (["--device", "cuda"], r"wants 2 GPUs on each node, and torch sees 0 here"),
+        (["--split", "0,50,50"], r"the train part of .* holds no tokens"),
         (["--split", "1,2"], r"three shares for train, validation and test are expected"),
         (["--nodes", "2", "--dp", "2"], r"2 nodes take a Slurm job, or .* --node-rank R --master HOST:PORT"),
     ],

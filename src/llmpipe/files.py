@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
@@ -11,17 +12,19 @@ from pathlib import Path
 from typing import IO, Any
 
 CHUNK_BYTES = 8 << 20
+HOST = socket.gethostname().partition(".")[0]
 
 
 def aside(path: Path) -> Path:
-    """The temporary sibling of a path; the pid keeps two writers apart."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    """The temporary sibling of a path; host and pid keep two writers apart, on a shared file system as well."""
+    return path.with_name(f".{path.name}.{HOST}-{os.getpid()}.part")
 
 
 def remove_left(path: Path) -> None:
-    """Remove what killed writers of a path left beside it: a half-made checkpoint can be large."""
-    for left in path.parent.glob(f".{escape(path.name)}.*"):
-        pid, _, kind = left.name.removeprefix(f".{path.name}.").partition(".")
+    """Remove what killed writers on this machine left beside a path: a half-made checkpoint can be large."""
+    mine = f".{path.name}.{HOST}-"
+    for left in path.parent.glob(f"{escape(mine)}*"):
+        pid, _, kind = left.name.removeprefix(mine).partition(".")
         if kind in ("part", "old") and pid.isdecimal() and not Path("/proc", pid).exists():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 

@@ -29,7 +29,7 @@ def folders(tmp_path, model):
     words = Tokenizer(models.WordLevel({"the": 0, "?": 1}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "subject")
-    (tmp_path / "subject" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "subject" / "config.json").write_text('{"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2}')
     return tmp_path / "subject", tmp_path / "meta" / "7b"
 
 
@@ -70,3 +70,10 @@ def test_a_tokenizer_json_that_reads_otherwise_is_shown_with_its_text(folders):
 
 def test_a_source_without_tokenizer_is_not_judged(folders):
     assert by_name(folders)[0]["tokenizer file"].verdict == "not run"
+
+
+def test_special_tokens_are_the_tokenizers(folders):
+    assert by_name(folders)[0]["special tokens that differ"].verdict == "pass"
+    (folders[0] / "config.json").write_text('{"model_type": "llama", "bos_token_id": 1, "eos_token_id": 7}')
+    check = by_name(folders)[0]["special tokens that differ"]
+    assert (check.verdict, check.detail) == ("fail", "eos is 7, the tokenizer's is 2")

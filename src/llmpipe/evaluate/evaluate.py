@@ -25,6 +25,7 @@ from llmpipe.inference.forward import Engine
 from llmpipe.layout import Layout
 from llmpipe.parallel.groups import make_groups, rank_device
 from llmpipe.parallel.processes import run_ranks
+from llmpipe.train.preflight import check_device
 from llmpipe.train.record import identity
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ OpenEngine = Callable[[Path], Engine]
 def run(plan: Plan, output: Path, device: str, tp: int) -> None:
     """Evaluate in this process, or in tp of them."""
     check_output(output)
+    check_device(Layout(tp=tp, gpus_per_node=tp, device=device))  # type: ignore[arg-type]
     if plan.offline:
         for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):  # before lm-eval imports datasets
             os.environ.setdefault(name, "1")

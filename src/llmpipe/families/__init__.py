@@ -45,7 +45,7 @@ def from_hf_config(config: dict[str, Any], where: str = "config.json") -> Shape:
     architectures = {family.architecture: family for family in FAMILIES.values()}
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in architectures:
-        raise UserError(f"{where}: architecture {architecture!r}: {nearest(architecture, architectures)}")
+        raise UserError(f"{where}: architecture {architecture!r}: llmpipe knows {', '.join(architectures)}")
     rope = _rope(config, where)
     config = {key: value for key, value in config.items() if key not in _IGNORED and value is not None}
     for key, value in _ONLY.items():

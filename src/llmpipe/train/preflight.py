@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from llmpipe.checkpoint.formats import open_source
+from llmpipe.data.indexed import Reader
 from llmpipe.data.loader import check_batch, check_tokenizer, check_vocab
+from llmpipe.data.sampling import part_of
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.train.job import Job
@@ -45,6 +47,7 @@ def preflight(job: Job) -> None:
         raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {shape.max_positions} positions")
     tokenizer = Path(job.model) / "tokenizer.model"
     for prefix in job.data:
+        part_of(Reader(Path(prefix)), job.split, "train")
         if tokenizer.is_file():
             check_tokenizer(Path(prefix), tokenizer)
         check_vocab(Path(prefix), shape.vocab)

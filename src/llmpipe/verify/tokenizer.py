@@ -1,5 +1,6 @@
 """The tokenizer's side of the gate: the same file as the source's, and transformers reads it as SentencePiece does."""
 
+import json
 from pathlib import Path
 
 import sentencepiece
@@ -33,6 +34,8 @@ def tokenizer_checks(subject: Path, reference: Path, rows: int) -> tuple[list[Ch
             at_most("tokens without an embedding row", max(0, size - rows), 0, detail),
             _agreement(subject, pieces),
         ]
+        if not (reference / "config.json").is_file():  # a Hugging Face source may name other ids, as chat models do
+            checks.append(_special_ids(subject, pieces))
     return checks, next((f"tokenizer: {check.detail}" for check in checks if check.verdict == "fail"), None)
 
 
@@ -49,6 +52,17 @@ def _same_file(subject: Path, reference: Path) -> Check:
     same = sha256(subject / name) == sha256(sources[0])
     return at_most(
         "tokenizer file", int(not same), 0, f"{name} {'is' if same else 'is not'} the source's, byte for byte"
+    )
+
+
+def _special_ids(subject: Path, pieces: sentencepiece.SentencePieceProcessor) -> Check:
+    """config.json's BOS and EOS are the tokenizer's: transformers starts and stops generation by config.json's."""
+    config = json.loads((subject / "config.json").read_text())
+    told = {name: config.get(f"{name}_token_id") for name in ("bos", "eos")}
+    true = {"bos": pieces.bos_id(), "eos": pieces.eos_id()}
+    wrong = [f"{name} is {told[name]}, the tokenizer's is {true[name]}" for name in true if told[name] != true[name]]
+    return at_most(
+        "special tokens that differ", len(wrong), 0, ", ".join(wrong) or f"bos {true['bos']}, eos {true['eos']}"
     )
 
 
