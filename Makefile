@@ -53,7 +53,7 @@ $(LINTERS): pyproject.toml $(INSTALLED)
 	@touch $@
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(LINTERS)
 	$(BIN)/ruff check

@@ -21,9 +21,6 @@ REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 STEPS, SAVE_EVERY = 16, 6
 
-# One worker has the folder: see --dist loadgroup in the Makefile.
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A shell command in the demo's folder, with this environment's programs, as a user types it."""
@@ -53,6 +50,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = folder / "config/recipes/tiny_llama.yaml"
     shortened = re.sub(r"(?m)^steps: .*", f"steps: {STEPS}", recipe.read_text())
     recipe.write_text(re.sub(r"(?m)^save_every: .*", f"save_every: {SAVE_EVERY}", shortened))
+    (folder / "scratch").mkdir()
     kill_while_training(folder)
     succeeded("snakemake --unlock && snakemake -c all --rerun-incomplete", folder)
     return folder

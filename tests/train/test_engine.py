@@ -231,7 +231,7 @@ def test_metrics_are_those_of_the_checkpoint(checkpoint, dataset, tmp_path) -> N
     run_ranks(train_until_10, 1, first)
     (first.run / "stop").unlink()
     told = (first.run / "live.jsonl").read_text().splitlines()
-    other = replace(first, recipe=replace(RECIPE, lr=1e-5, steps=12, save_every=50))  # into the same folder
+    other = replace(first, recipe=replace(RECIPE, lr=1e-3, steps=12, save_every=50))  # into the same folder
     run_job(other)
     (first.run / "run.json").unlink()
     run_job(first)
