@@ -11,6 +11,8 @@ from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
+from llmpipe.errors import UserError
+
 CHUNK_BYTES = 8 << 20
 HOST = socket.gethostname().partition(".")[0]
 
@@ -79,6 +81,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented, with a newline at its end."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """A JSON file; UserError with the remedy if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def sha256(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Hugging Face directories, the checkpoints between the stages: read, written, and copied where nothing changes."""
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -14,7 +13,7 @@ from llmpipe.checkpoint.carried import carried_files, copy_hashed
 from llmpipe.checkpoint.source import Slices, TensorSource, check_tensors
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, Shape, from_hf_config, to_hf_config
-from llmpipe.files import write_json
+from llmpipe.files import read_json, write_json
 from llmpipe.progress import progress
 
 log = logging.getLogger(__name__)
@@ -23,20 +22,10 @@ log = logging.getLogger(__name__)
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file; UserError if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: copy or download it again") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): copy or download it again") from error
-
-
 def weight_files(directory: Path) -> dict[str, list[str] | None]:
     """The safetensors files of a directory, each with the tensors that the index gives it; None without an index."""
     if (directory / stream.INDEX).is_file():
-        index = read_json(directory / stream.INDEX)
+        index = read_json(directory / stream.INDEX, stream.GET_AGAIN)
         if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
             raise UserError(f"{directory / stream.INDEX} has no weight_map: copy or download it again")
         files: dict[str, list[str] | None] = {}
@@ -58,7 +47,7 @@ class HfSource:
 
     def __init__(self, path: Path):
         self.path = path
-        self.shape: Shape = from_hf_config(read_json(path / "config.json"), str(path / "config.json"))
+        self.shape: Shape = from_hf_config(read_json(path / "config.json", stream.GET_AGAIN), str(path / "config.json"))
         self._family = FAMILIES[self.shape.family]
         self._table = self._family.keys(self.shape)
         self._entries, self._file_of = _headers(path)
@@ -157,7 +146,7 @@ def _write_config(source: TensorSource, directory: Path, dtype: torch.dtype | No
     types = {dtype or source.dtype(key) for key in source.keys()}  # noqa: SIM118
     written = _name(types.pop()) if len(types) == 1 else None
     if (source.path / "config.json").is_file():
-        config = read_json(source.path / "config.json")
+        config = read_json(source.path / "config.json", stream.GET_AGAIN)
         if written not in (None, config.get("dtype"), config.get("torch_dtype")) and not copied:
             config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": written}
     else:

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint.hf import read_json
 from llmpipe.checkpoint.source import Slices, check_expected, check_tensors, overlap, resolved, sizes_of
+from llmpipe.checkpoint.stream import GET_AGAIN
 from llmpipe.errors import UserError, nearest
 from llmpipe.families import FAMILIES, Shape, generic, layer_of
+from llmpipe.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def shard_files(path: Path) -> list[Path]:
 
 def read_params(path: Path) -> dict[str, Any]:
     """params.json; UserError for a key that would be lost, or one that the decoder does not compute."""
-    params = read_json(path)
+    params = read_json(path, GET_AGAIN)
     if not isinstance(params, dict):
         raise UserError(f"{path} is no table of keys: copy or download it again")
     for key in params:

@@ -15,10 +15,10 @@ from safetensors import safe_open
 
 from llmpipe.checkpoint import manifest, stream
 from llmpipe.checkpoint.carried import carried_files, copy_hashed
-from llmpipe.checkpoint.hf import read_json
 from llmpipe.checkpoint.source import Slices, TensorSource, check_tensors, overlap, resolved, sizes_of
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, from_hf_config
+from llmpipe.files import read_json
 from llmpipe.progress import progress
 
 
@@ -95,7 +95,8 @@ class RankFilesSource:
 
     def __init__(self, path: Path):
         self.path = path
-        self.shape = from_hf_config(read_json(path / "config.json"), str(path / "config.json"))
+        config = path / "config.json"
+        self.shape = from_hf_config(read_json(config, "shard the checkpoint again"), str(config))
         self._family = FAMILIES[self.shape.family]
         self._table = self._family.keys(self.shape)
         _, metadata = stream.read_header(path / file_name(0, 0))

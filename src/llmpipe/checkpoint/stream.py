@@ -26,6 +26,7 @@ from llmpipe.errors import UserError
 from llmpipe.files import CHUNK_BYTES, sha256, write_json
 from llmpipe.progress import Progress
 
+GET_AGAIN = "copy or download it again"
 INDEX = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5 * 10**9
 DTYPES = {

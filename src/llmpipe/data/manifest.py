@@ -8,13 +8,11 @@ Megatron's own datasets have none.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import llmpipe
-from llmpipe.errors import UserError
-from llmpipe.files import sha256, write_json
+from llmpipe.files import read_json, sha256, write_json
 
 
 def suffixed(prefix: Path, suffix: str) -> Path:
@@ -46,10 +44,7 @@ def read(prefix: Path) -> dict[str, Any] | None:
     path = manifest_path(prefix)
     if not path.is_file():
         return None
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}): tokenize the corpus again") from error
+    return read_json(path, "tokenize the corpus again")
 
 
 def digest(prefix: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
+from llmpipe.files import read_json
 
 RUN_FILES = (
     "run.json",
@@ -21,6 +22,8 @@ RUN_FILES = (
     "export/check.json",
     "export/manifest.json",
 )
+
+MAKE_AGAIN = "run the stage that makes it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ def subjects(results: Path) -> list[Subject]:
 
 def read_run(folder: Path) -> Subject:
     """A run that finetune finished, with whatever later stages have added to its folder."""
-    run = read_json(folder / "run.json")
+    run = read_json(folder / "run.json", MAKE_AGAIN)
     model = run.get("model") or {}
     files = {name: folder / name for name in RUN_FILES}
     configs = map(Path, run.get("config_files") or [])
@@ -109,7 +112,7 @@ def read_model(folder: Path) -> Subject:
         kind="model",
         folder=folder,
         digest=checkpoint.digest,
-        params=flat({"source": checkpoint.source, "config": read_json(config) if config.is_file() else {}}),
+        params=flat({"source": checkpoint.source, "config": read_json(config, MAKE_AGAIN) if config.is_file() else {}}),
         tags={"llmpipe": checkpoint.version},
         metrics=card_metrics(cards),
         artifacts={name: path for name, path in files.items() if path.is_file()},
@@ -157,7 +160,7 @@ def run_metrics(run: dict[str, Any]) -> dict[str, float]:
 
 def table_metrics(path: Path) -> dict[str, float]:
     """The evaluation table, one metric a cell."""
-    rows = read_json(path)["rows"] if path.is_file() else []
+    rows = read_json(path, MAKE_AGAIN)["rows"] if path.is_file() else []
     return {
         metric_name(f"evaluate.{row['task']}.{row['metric']}.{side}"): float(row[side])
         for row in rows
@@ -168,7 +171,7 @@ def table_metrics(path: Path) -> dict[str, float]:
 
 def card_metrics(cards: dict[str, Path]) -> dict[str, float]:
     """What the verification measured."""
-    read = {path.stem: read_json(path) for path in cards.values() if path.suffix == ".json"}
+    read = {path.stem: read_json(path, MAKE_AGAIN) for path in cards.values() if path.suffix == ".json"}
     return {
         metric_name(f"{stem}.{check['name']}"): float(check["value"])
         for stem, card in read.items()
@@ -195,13 +198,6 @@ def metric_name(name: str) -> str:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}): run the stage that makes it again") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
