@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 # num_layers, hidden, num_heads, num_kv_heads, head_dim, ffn, vocab: awkward on purpose; 12 and 4 are no squares.
 SHAPES = {
     "mha_4": (4, 32, 4, 4, 8, 88, 131),
+    "mha_6": (4, 72, 6, 6, 12, 180, 131),
     "gqa_8_2": (4, 64, 8, 2, 8, 168, 131),
     "gqa_6_3": (4, 48, 6, 3, 8, 120, 131),
     "gqa_12_4": (4, 96, 12, 4, 8, 176, 131),
