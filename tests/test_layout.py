@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmpipe.errors import UserError
-from llmpipe.layout import Coordinates, Layout, check_split, chunk, kv_chunk, legal_tps, stage_layers
+from llmpipe.layout import Coordinates, Layout, Stages, check_split, chunk, kv_chunk, legal_tps
 
 
 def test_ranks_are_numbered_as_in_megatron() -> None:
@@ -46,15 +46,33 @@ def test_legal_tps_replicate_kv_heads() -> None:
 
 def test_tp_that_does_not_divide_names_those_that_would() -> None:
     with pytest.raises(UserError, match=r"tp 3 does not divide 4 query heads and 2 KV heads: .* one of \[1, 2, 4\]"):
-        check_split(3, 1, num_heads=4, num_kv_heads=2, num_layers=4, ffn=352)
+        check_split(3, num_heads=4, num_kv_heads=2, ffn=352)
     with pytest.raises(UserError, match="tp 4 does not divide the MLP's 350 rows"):
-        check_split(4, 1, num_heads=4, num_kv_heads=2, num_layers=4, ffn=350)
+        check_split(4, num_heads=4, num_kv_heads=2, ffn=350)
     with pytest.raises(UserError, match=r"pp 3 does not divide 4 layers: pp has to be one of \[1, 2, 4\]"):
-        check_split(1, 3, num_heads=4, num_kv_heads=2, num_layers=4, ffn=352)
+        Stages(3).check(4)
 
 
 def test_stages_cover_the_layers_once() -> None:
-    assert [layer for stage in range(4) for layer in stage_layers(80, 4, stage)] == list(range(80))
+    assert [layer for rank in range(4) for layer in Stages(4).layers_of(80, rank)] == list(range(80))
+    assert [Stages(2, layers=(15, 17)).layers_of(32, rank) for rank in range(2)] == [
+        list(range(15)),
+        list(range(15, 32)),
+    ]
+
+
+def test_virtual_stages_are_dealt_round() -> None:
+    # Narayanan et al. 2021 (arXiv:2104.04473), figure 4: 2 ranks with 2 chunks each of 8 layers.
+    assert [Stages(2, 2).layers_of(8, rank) for rank in range(2)] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert Stages(2, 2, (1, 2, 3, 2)).runs(8, 1) == [range(1, 3), range(6, 8)]
+    assert Stages(2, 2, (1, 2, 3, 2)).name == "pp2-vp2-layers1.2.3.2"
+
+
+def test_stages_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UserError, match=r"pp-layers 15,18: 2 numbers from 1 on are expected.* that make 32 layers"):
+        Stages(2, layers=(15, 18)).check(32)
+    with pytest.raises(UserError, match="pp has to be 2 or more"):
+        Stages(1, 2).check(4)
 
 
 @pytest.mark.parametrize(("size", "parts"), [(32000, 8), (203, 4), (5, 4), (3, 8)])

@@ -3,7 +3,8 @@
 Ranks are numbered as in Megatron: tp changes fastest, then cp, then dp, then pp.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal
 
 from llmpipe.errors import UserError
@@ -29,6 +30,8 @@ class Layout:
     """Sequences in one forward pass of a rank."""
     vp: int = 1
     """Virtual stages a rank; only 1 for now."""
+    pp_layers: list[int] = field(default_factory=list)
+    """How many layers each pipeline stage holds, where the split is uneven; left out, all hold as many."""
     device: Literal["cuda", "cpu"] = "cuda"
     """cpu takes gloo processes on the CPU; it is never chosen silently."""
 
@@ -47,7 +50,12 @@ class Layout:
     @property
     def rank_files(self) -> str:
         """The name of a directory with the rank files of this layout."""
-        return f"tp{self.tp}-pp{self.pp}"
+        return f"tp{self.tp}-{self.stages.name}"
+
+    @property
+    def stages(self) -> "Stages":
+        """Which layers each pipeline rank holds."""
+        return Stages(self.pp, self.vp, tuple(self.pp_layers))
 
     def resolved(self) -> "Layout":
         """The same layout with dp filled in; UserError if the factors do not make the number of processes."""
@@ -86,8 +94,8 @@ def legal_tps(num_heads: int, num_kv_heads: int) -> list[int]:
     ]
 
 
-def check_split(tp: int, pp: int, num_heads: int, num_kv_heads: int, num_layers: int, ffn: int) -> None:
-    """UserError, naming what would work, if the model cannot be split tp x pp."""
+def check_split(tp: int, num_heads: int, num_kv_heads: int, ffn: int) -> None:
+    """UserError, naming what would work, if the layers cannot be split over tp ranks."""
     if tp not in legal_tps(num_heads, num_kv_heads):
         legal = [n for n in legal_tps(num_heads, num_kv_heads) if ffn % n == 0]
         raise UserError(
@@ -95,15 +103,54 @@ def check_split(tp: int, pp: int, num_heads: int, num_kv_heads: int, num_layers:
         )
     if ffn % tp:
         raise UserError(f"tp {tp} does not divide the MLP's {ffn} rows")
-    if num_layers % pp:
-        legal = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
-        raise UserError(f"pp {pp} does not divide {num_layers} layers: pp has to be one of {legal}")
 
 
-def stage_layers(num_layers: int, pp: int, stage: int) -> range:
-    """The global numbers of a stage's layers."""
-    each = num_layers // pp
-    return range(stage * each, (stage + 1) * each)
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Which layers each pipeline rank holds: pp ranks, each with vp runs of layers (virtual stages).
+
+    Stage s of pp * vp, in the order of the flow, is on rank s % pp (Megatron's interleaved schedule, arXiv:2104.04473).
+    """
+
+    pp: int = 1
+    vp: int = 1
+    layers: tuple[int, ...] = ()
+    """How many layers each of the pp * vp stages holds; none given is an even split."""
+
+    @property
+    def name(self) -> str:
+        """The part of a rank files' directory name: pp2, pp2-vp2, pp2-layers15.17."""
+        uneven = f"-layers{'.'.join(map(str, self.layers))}" if self.layers else ""
+        return f"pp{self.pp}" + (f"-vp{self.vp}" if self.vp > 1 else "") + uneven
+
+    def check(self, num_layers: int) -> None:
+        """UserError, naming what would work, if a model of so many layers cannot be split so."""
+        stages = self.pp * self.vp
+        if self.vp > 1 and self.pp == 1:
+            raise UserError("virtual stages (vp) share a pipeline: pp has to be 2 or more")
+        if self.layers:
+            if len(self.layers) != stages or sum(self.layers) != num_layers or min(self.layers) < 1:
+                raise UserError(
+                    f"pp-layers {','.join(map(str, self.layers))}: {stages} numbers from 1 on are expected, one for"
+                    f" each stage, that make {num_layers} layers together"
+                )
+        elif num_layers % stages:
+            legal = [n for n in range(1, num_layers + 1) if num_layers % (n * self.vp) == 0]
+            virtual = f" x vp {self.vp}" if self.vp > 1 else ""
+            raise UserError(
+                f"pp {self.pp}{virtual} does not divide {num_layers} layers: pp has to be one of {legal}, or"
+                f" --pp-layers (layout: pp_layers) says how many layers each of the {stages} stages holds"
+            )
+
+    def runs(self, num_layers: int, rank: int) -> list[range]:
+        """The global numbers of a rank's layers, one run for each of its virtual stages."""
+        sizes = self.layers or (num_layers // (self.pp * self.vp),) * (self.pp * self.vp)
+        ends = list(accumulate(sizes))
+        return [range(ends[s] - sizes[s], ends[s]) for s in range(rank, self.pp * self.vp, self.pp)]
+
+    def layers_of(self, num_layers: int, rank: int) -> list[int]:
+        """The global numbers of all layers of a rank."""
+        return [layer for run in self.runs(num_layers, rank) for layer in run]
 
 
 def chunk(size: int, parts: int, index: int) -> slice:

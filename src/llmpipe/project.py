@@ -110,7 +110,7 @@ def check_run(name: str, there: Callable[[str], bool]) -> None:
     shape = model(found.model).shape
     try:
         if shape:
-            named_size(shape).check_split(placed.tp, placed.pp)
+            named_size(shape).check_split(placed.tp, placed.stages)
     except UserError as error:
         raise UserError(
             f"{CONFIG / 'runs' / name}.yaml with {CONFIG / 'models' / found.model}.yaml: {error}"

@@ -86,8 +86,10 @@ def test_older_config_says_rope_theta_at_its_top(hf: Path) -> None:
     config = json.loads((hf / "config.json").read_text())
     del config["rope_parameters"], config["head_dim"]
     assert from_hf_config(config | {"rope_theta": 12345.0, "rope_scaling": None}).rope_theta == 12345.0
-    with pytest.raises(UserError, match=r"rope scaling 'linear' with \{'factor': 2\.0\}: this version of llmpipe"):
-        from_hf_config(config | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    scaled = from_hf_config(config | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert scaled.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+    with pytest.raises(UserError, match="rope scaling 'longrope'"):
+        from_hf_config(config | {"rope_scaling": {"type": "longrope", "factor": 2.0}})
 
 
 def test_published_llama2_config_is_the_named_size() -> None:

@@ -18,8 +18,9 @@ from llmpipe.checkpoint.convert import convert, merge, shard
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.rank_files import RankFilesSource
 from llmpipe.errors import UserError
-from llmpipe.families import named_size
+from llmpipe.families import FAMILIES, named_size
 from llmpipe.files import sha256
+from llmpipe.layout import Stages
 
 Tensors = dict[str, torch.Tensor]
 
@@ -227,8 +228,8 @@ def test_rank_files_that_do_not_belong_together_are_named(checkpoint: Path, tmp_
         open_source(ranks)
 
 
-def test_tied_embeddings_are_on_one_stage() -> None:
+def test_tied_embeddings_are_on_the_first_and_the_last_stage() -> None:
     shape = replace(named_size("llama2_7b"), tie_embeddings=True)
-    shape.check_split(2, 1)
-    with pytest.raises(UserError, match="embedding and head are one tensor: pp has to be 1, not 2, in this version"):
-        shape.check_split(1, 2)
+    keys = [FAMILIES["llama"].keys(shape, Stages(4), rank) for rank in range(4)]
+    assert ["embedding.weight" in table for table in keys] == [True, False, False, True]
+    assert not any("head.weight" in table for table in keys)

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.families import FAMILIES, from_hf_config
 from llmpipe.inference.forward import Engine
-from llmpipe.layout import Layout
+from llmpipe.layout import Layout, Stages
 from llmpipe.model.attention import Packed
 from llmpipe.model.decoder import Decoder
 from llmpipe.model.loss import cross_entropy
@@ -27,7 +27,7 @@ def twins(**changes: object) -> tuple[LlamaForCausalLM, Decoder]:
     theirs = LlamaForCausalLM(config).eval()
     shape = from_hf_config(json.loads(config.to_json_string()) | {"architectures": ["LlamaForCausalLM"]})
     ours, family, weights = Decoder(shape), FAMILIES["llama"], theirs.state_dict()
-    ours.load_state_dict({key: weights[family.hf_name(key)] for key in family.keys(shape)}, strict=False)
+    ours.load_state_dict({key: weights[family.hf_name(key, shape)] for key in family.keys(shape)}, strict=False)
     return theirs, ours
 
 
@@ -62,7 +62,8 @@ def test_gradients_are_those_of_transformers() -> None:
     ours(tokens.flatten(), bounds, labels.flatten(), torch.ones(63)).sum().backward()
     expected = dict(theirs.named_parameters())
     for key, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[FAMILIES["llama"].hf_name(key)].grad, rtol=1e-4, atol=1e-5)
+        name = FAMILIES["llama"].hf_name(key, ours.shape)
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-5)
 
 
 def test_a_document_moves_no_other_documents_logits() -> None:
@@ -90,7 +91,7 @@ def leak(tp: int, pp: int) -> tuple[list[bool], list[bool]]:
     """In each layout: which tokens' last-stage outputs move when the second document changes."""
     _, whole = twins(num_key_value_heads=4, vocab_size=100)
     groups = make_groups(Layout(tp=tp, pp=pp, gpus_per_node=tp * pp, device="cpu").resolved(), torch.device("cpu"))
-    model = Decoder(whole.shape, groups.tp, pp, groups.at.pp)
+    model = Decoder(whole.shape, groups.tp, Stages(pp), groups.at.pp)
     from llmpipe.model.load import local_slices
 
     state = whole.state_dict()

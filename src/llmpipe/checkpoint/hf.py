@@ -59,9 +59,9 @@ class HfSource:
         if derived:
             log.info("%s: ignored, derived from config.json: %s", self.path, ", ".join(derived))
         found = {name: entry.shape for name, entry in self._entries.items() if name not in derived}
-        head = self._family.hf_name("head.weight")
+        head = self._family.hf_name("head.weight", self.shape)
         if self.shape.tie_embeddings and head in found:
-            embedding = self._family.hf_name("embedding.weight")
+            embedding = self._family.hf_name("embedding.weight", self.shape)
             if not torch.equal(self._view(head)[:], self._view(embedding)[:]):
                 raise UserError(
                     f"{self.path}: config.json says tie_word_embeddings, but {head} is not {embedding}: set it to false"
@@ -69,17 +69,19 @@ class HfSource:
             log.info("%s: ignored, tied to the embedding: %s", self.path, head)
             del found[head]
         check_tensors(
-            self.path, {self._family.hf_name(key): t.shape(self.shape) for key, t in self._table.items()}, found
+            self.path,
+            {self._family.hf_name(key, self.shape): t.shape(self.shape) for key, t in self._table.items()},
+            found,
         )
 
     def keys(self) -> list[str]:
         return list(self._table)
 
     def dtype(self, key: str) -> torch.dtype:
-        return self._entries[self._family.hf_name(key)].dtype
+        return self._entries[self._family.hf_name(key, self.shape)].dtype
 
     def read(self, key: str, slices: Slices | None = None) -> torch.Tensor:
-        view = self._view(self._family.hf_name(key))
+        view = self._view(self._family.hf_name(key, self.shape))
         part = view[slices] if slices else view[:]
         return part.clone(memory_format=torch.contiguous_format)  # the view is of the mapped file
 
@@ -133,7 +135,7 @@ def _copy_weights(source: Path, directory: Path) -> dict[str, str]:
 def _write_weights(source: TensorSource, directory: Path, dtype: torch.dtype | None) -> dict[str, str]:
     family = FAMILIES[source.shape.family]
     table = family.keys(source.shape)
-    ours = {family.hf_name(key): key for key in table}
+    ours = {family.hf_name(key, source.shape): key for key in table}
     entries = [
         stream.Entry(name, dtype or source.dtype(key), table[key].shape(source.shape)) for name, key in ours.items()
     ]

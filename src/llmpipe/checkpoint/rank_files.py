@@ -19,6 +19,7 @@ from llmpipe.checkpoint.source import Slices, TensorSource, check_tensors, overl
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, from_hf_config
 from llmpipe.files import read_json
+from llmpipe.layout import Stages
 from llmpipe.progress import progress
 
 
@@ -30,11 +31,11 @@ def file_name(tp_rank: int, pp_rank: int) -> str:
 def write(source: TensorSource, directory: Path, tp: int, pp: int) -> manifest.Manifest:
     """Split a checkpoint, or rank files of another layout, into finished rank files of tp x pp."""
     shape, family = source.shape, FAMILIES[source.shape.family]
-    shape.check_split(tp, pp)
+    shape.check_split(tp, Stages(pp))
     digest = checkpoint_digest(source.path)
     metadata = _metadata(tp, pp, digest)
     files = {
-        (t, p): {key: tensor.slices(shape, tp, t) for key, tensor in family.keys(shape, pp, p).items()}
+        (t, p): {key: tensor.slices(shape, tp, t) for key, tensor in family.keys(shape, Stages(pp), p).items()}
         for p in range(pp)
         for t in range(tp)
     }
@@ -114,7 +115,7 @@ class RankFilesSource:
 
     def _check_stage(self, stage: int) -> None:
         """Every file of a stage is there, of this layout, with its slices and nothing else."""
-        table = self._family.keys(self.shape, self.pp, stage)
+        table = self._family.keys(self.shape, Stages(self.pp), stage)
         self._stage |= dict.fromkeys(table, stage)
         for rank in range(self.tp):
             path = self.path / file_name(rank, stage)

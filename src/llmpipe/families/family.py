@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from llmpipe.errors import UserError
-from llmpipe.layout import check_split, chunk, kv_chunk, stage_layers
+from llmpipe.layout import Stages, check_split, chunk, kv_chunk
+
+ONE_STAGE = Stages()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +27,20 @@ class Shape:
     norm_eps: float
     rope_theta: float
     rope_scaling: dict[str, Any] | None = None
-    """Hugging Face's rope_scaling; only None for now."""
+    """Hugging Face's rope_parameters without theta: {"rope_type": "llama3", "factor": 8.0, ...}; None is unscaled."""
     tie_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    """Whether attention's output projection has a bias."""
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    """Whether each head of q and k has an RMSNorm before the rotary embedding."""
+    layer_norms: int = 2
+    """Norms a layer; 1: attention and MLP, side by side, read the same normed input (Falcon 7B)."""
+    window: int | None = None
+    """The tokens that a token sees, itself included; None: all before it."""
+    window_from: int = 0
+    """The first layer with the window; those before see everything (Qwen2's max_window_layers)."""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim", "ffn", "vocab", "max_positions"):
@@ -37,6 +51,22 @@ class Shape:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise UserError(f"{name} is {value!r}, but has to be a number above 0")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads evenly")
+
+    @property
+    def mlp_norm(self) -> bool:
+        """Whether the MLP has a norm of its own."""
+        return self.layer_norms == 2
+
+    @property
+    def shared_norm(self) -> bool:
+        """Whether one norm feeds both attention and MLP."""
+        return self.layer_norms == 1
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of one layer."""
+        return self.window if layer >= self.window_from else None
 
     def size(self, dim: str) -> int:
         """The size of a symbolic dimension of `Tensor.dims`."""
@@ -46,14 +76,14 @@ class Shape:
             "q": self.num_heads * self.head_dim,
             "kv": self.num_kv_heads * self.head_dim,
             "ffn": self.ffn,
+            "head": self.head_dim,
         }
         return sizes[dim]
 
-    def check_split(self, tp: int, pp: int) -> None:
-        """UserError, naming what would work, if this model cannot be split tp x pp."""
-        if self.tie_embeddings and pp > 1:
-            raise UserError(f"the model's embedding and head are one tensor: pp has to be 1, not {pp}, in this version")
-        check_split(tp, pp, self.num_heads, self.num_kv_heads, self.num_layers, self.ffn)
+    def check_split(self, tp: int, stages: Stages) -> None:
+        """UserError, naming what would work, if this model cannot be split over tp ranks and these stages."""
+        check_split(tp, self.num_heads, self.num_kv_heads, self.ffn)
+        stages.check(self.num_layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +98,10 @@ class Tensor:
     """Symbolic sizes, see `Shape.size`."""
     shard_dim: int | None
     """The dimension that tp splits; None is replicated."""
+    when: str | None = None
+    """The field of `Shape` that says whether a model has it; None: every one has."""
+    fused: Literal["q", "k", "v"] | None = None
+    """Which part of a tensor that the checkpoint keeps fused: for each KV head its query heads, then K, then V."""
 
     @property
     def per_layer(self) -> bool:
@@ -92,42 +126,58 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A family: its tensors, and its named sizes."""
+    """A family: its tensors, the arithmetic between them, its config.json, and its named sizes."""
 
     name: str
+    """config.json's `model_type`."""
     architecture: str
     """config.json's `architectures[0]`."""
     tensors: tuple[Tensor, ...]
-    first: tuple[str, ...]
-    """Tensors that stand on the first pipeline stage beside its layers."""
-    last: tuple[str, ...]
-    """Tensors that stand on the last stage."""
+    norm: Literal["rms", "layer"] = "rms"
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    parallel: bool = False
+    """Attention and MLP side by side on the layer's input, instead of one after the other."""
+    windowed: bool = False
+    """Whether config.json may ask for a sliding window."""
+    window_switch: bool = False
+    """Whether it does so only with use_sliding_window, and from max_window_layers on."""
+    config: dict[str, str]
+    """Fields of `Shape` and config.json's keys for them."""
+    defaults: dict[str, Any]
+    """What transformers takes for fields of `Shape` whose key config.json leaves out."""
+    fixed: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Shape` that are the same in every model of the family, and not in config.json."""
+    only: dict[str, Any] = field(default_factory=dict)
+    """config.json's keys that the decoder computes in one value only."""
     sizes: dict[str, Shape] = field(default_factory=dict)
 
-    def keys(self, shape: Shape, pp: int = 1, stage: int = 0) -> dict[str, Tensor]:
-        """Our full names (layer numbers filled in) of a stage's tensors, in file order."""
-        layers = stage_layers(shape.num_layers, pp, stage)
-        found: dict[str, Tensor] = {}
-        for tensor in self.tensors:
-            if tensor.per_layer:
-                continue
-            here = (stage == 0 and tensor.name in self.first) or (stage == pp - 1 and tensor.name in self.last)
-            if here and not (shape.tie_embeddings and tensor.name == "head.weight"):
-                found[tensor.name] = tensor
-        for layer in layers:
-            found |= {t.name.format(layer): t for t in self.tensors if t.per_layer}
+    def keys(self, shape: Shape, stages: Stages = ONE_STAGE, rank: int = 0) -> dict[str, Tensor]:
+        """Our full names (layer numbers filled in) of a pipeline rank's tensors, in file order.
+
+        A head that is tied to the embedding is no tensor of its own; the last rank then holds the embedding too.
+        """
+        here = [tensor for tensor in self.tensors if tensor.when is None or getattr(shape, tensor.when)]
+        outside = {tensor.name: tensor for tensor in here if not tensor.per_layer}
+        head = "embedding.weight" if shape.tie_embeddings else "head.weight"
+        found = {"embedding.weight": outside["embedding.weight"]} if rank == 0 else {}
+        if rank == stages.pp - 1:
+            found |= {name: row for name, row in outside.items() if name.startswith("norm.") or name == head}
+        for layer in stages.layers_of(shape.num_layers, rank):
+            found |= {t.name.format(layer): t for t in here if t.per_layer}
         return found
 
     def num_parameters(self, shape: Shape) -> int:
         """Elements of all tensors."""
         return sum(math.prod(tensor.shape(shape)) for tensor in self.keys(shape).values())
 
-    def hf_name(self, key: str) -> str:
+    def hf_name(self, key: str, shape: Shape) -> str:
         """The checkpoint's key for one of our full names."""
-        return self._names()[generic(key)].hf.format(layer_of(key))
+        return self.row(key, shape).hf.format(layer_of(key))
 
-    def _names(self) -> dict[str, Tensor]:
-        return {tensor.name: tensor for tensor in self.tensors}
+    def row(self, key: str, shape: Shape) -> Tensor:
+        """The table's row of one of our full names."""
+        rows = (tensor for tensor in self.tensors if tensor.name == generic(key))
+        return next(row for row in rows if row.when is None or getattr(shape, row.when))
 
 
 def layer_of(key: str) -> int | None:

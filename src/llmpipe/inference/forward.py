@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from llmpipe.families import ONE_STAGE
 from llmpipe.layout import Layout
 from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import load_decoder
@@ -32,8 +33,8 @@ class Engine:
         """Load a checkpoint or rank files (of any layout); with `groups`, this rank's part."""
         where = torch.device(device)
         if groups is None:
-            return cls(load_decoder(path, TensorParallel(), 1, 0, dtype, where), None, where)
-        return cls(load_decoder(path, groups.tp, groups.layout.pp, groups.at.pp, dtype, where), groups, where)
+            return cls(load_decoder(path, TensorParallel(), ONE_STAGE, 0, dtype, where), None, where)
+        return cls(load_decoder(path, groups.tp, groups.layout.stages, groups.at.pp, dtype, where), groups, where)
 
     @torch.no_grad()
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from llmpipe.families import Shape
-from llmpipe.layout import chunk, stage_layers
+from llmpipe.families import ONE_STAGE, Shape
+from llmpipe.layout import Stages, chunk
 from llmpipe.model.attention import Packed, attend
 from llmpipe.model.loss import cross_entropy
 from llmpipe.model.rope import rope_table, rotate
@@ -83,17 +83,22 @@ class Decoder(nn.Module):
     """The layers of one pipeline stage; the first stage embeds tokens, the last one has norm, head and loss."""
 
     def __init__(
-        self, shape: Shape, tp: TensorParallel | None = None, pp: int = 1, stage: int = 0, recompute: bool = False
+        self,
+        shape: Shape,
+        tp: TensorParallel | None = None,
+        stages: Stages = ONE_STAGE,
+        rank: int = 0,
+        recompute: bool = False,
     ):
         super().__init__()
         self.shape, self.tp, self.recompute = shape, tp or TensorParallel(), recompute
-        self.is_first, self.is_last = stage == 0, stage == pp - 1
-        shape.check_split(self.tp.size, pp)
+        self.is_first, self.is_last = rank == 0, rank == stages.pp - 1
+        shape.check_split(self.tp.size, stages)
         rows = chunk(shape.vocab, self.tp.size, self.tp.rank)
         self.first_row, num_local_rows = rows.start, rows.stop - rows.start
         if self.is_first:
             self.embedding = Weight(num_local_rows, shape.hidden)
-        layers = stage_layers(shape.num_layers, pp, stage)
+        layers = stages.layers_of(shape.num_layers, rank)
         self.layers = nn.ModuleDict({str(i): Layer(shape, self.tp) for i in layers})
         if self.is_last:
             self.norm = Norm(shape.hidden, shape.norm_eps)

@@ -8,20 +8,15 @@ from torch.distributed.tensor import DTensor
 
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.source import TensorSource
-from llmpipe.families import FAMILIES, Shape, Tensor, generic
-from llmpipe.layout import chunk
+from llmpipe.families import FAMILIES, Shape
+from llmpipe.layout import Stages, chunk
 from llmpipe.model.decoder import Decoder
 from llmpipe.parallel.groups import TensorParallel
 
 
-def table_row(shape: Shape, key: str) -> Tensor:
-    """The family table's row of one of our full names."""
-    return next(tensor for tensor in FAMILIES[shape.family].tensors if tensor.name == generic(key))
-
-
 def local_slices(shape: Shape, key: str, tp: int, tp_rank: int, dp: int = 1, dp_rank: int = 0) -> tuple[slice, ...]:
     """The part of a full tensor that a rank holds: tp's slice, of which FSDP2 gives each dp rank a chunk of dim 0."""
-    rows, *rest = table_row(shape, key).slices(shape, tp, tp_rank)
+    rows, *rest = FAMILIES[shape.family].row(key, shape).slices(shape, tp, tp_rank)
     part = chunk(rows.stop - rows.start, dp, dp_rank)
     return slice(rows.start + part.start, rows.start + part.stop), *rest
 
@@ -36,13 +31,13 @@ def fill(model: nn.Module, source: TensorSource, tp: TensorParallel, dp: int = 1
 
 
 def load_decoder(
-    path: Path, tp: TensorParallel, pp: int, stage: int, dtype: torch.dtype, device: torch.device
+    path: Path, tp: TensorParallel, stages: Stages, rank: int, dtype: torch.dtype, device: torch.device
 ) -> Decoder:
     """A stage of the model for inference, this rank's slice of it in `dtype`."""
     source = open_source(path)
-    source.shape.check_split(tp.size, pp)
+    source.shape.check_split(tp.size, stages)
     with torch.device("meta"):
-        model = Decoder(source.shape, tp, pp, stage)
+        model = Decoder(source.shape, tp, stages, rank)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     fill(model, source, tp)
     return model

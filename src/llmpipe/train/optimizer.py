@@ -9,8 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from llmpipe.config import Recipe
-from llmpipe.families import Shape
-from llmpipe.model.load import table_row
+from llmpipe.families import FAMILIES, Shape
 from llmpipe.parallel.groups import Groups
 
 
@@ -21,8 +20,8 @@ class Optimizer:
         self.model, self.shape, self.groups, self.max_norm = model, shape, groups, recipe.clip
         self.fused = groups.device.type == "cuda"
         self.parameters = {key: nn.Parameter(local(p.detach())) for key, p in model.named_parameters()}
-        decayed = [p for key, p in self.parameters.items() if len(table_row(shape, key).dims) > 1]
-        plain = [p for key, p in self.parameters.items() if len(table_row(shape, key).dims) == 1]
+        decayed = [p for key, p in self.parameters.items() if len(FAMILIES[shape.family].row(key, shape).dims) > 1]
+        plain = [p for key, p in self.parameters.items() if len(FAMILIES[shape.family].row(key, shape).dims) == 1]
         self.adamw = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=recipe.lr,
@@ -54,7 +53,7 @@ class Optimizer:
 
     def copies(self, key: str) -> int:
         """How many tp ranks hold the same values of a parameter: all of a norm, some of a KV head."""
-        row, tp = table_row(self.shape, key), self.groups.layout.tp
+        row, tp = FAMILIES[self.shape.family].row(key, self.shape), self.groups.layout.tp
         if row.shard_dim is None:
             return tp
         return max(1, tp // self.shape.num_kv_heads) if row.dims[row.shard_dim] == "kv" else 1

@@ -30,7 +30,7 @@ def preflight(job: Job) -> None:
     recipe, layout = job.recipe, job.layout
     check_device(layout)
     shape = open_source(Path(job.model)).shape
-    shape.check_split(layout.tp, layout.pp)
+    shape.check_split(layout.tp, layout.stages)
     check_batch(recipe.global_batch, layout.micro_batch, layout.dp)
     num_micro_batches = recipe.global_batch // (layout.micro_batch * layout.dp)
     if num_micro_batches < layout.pp:

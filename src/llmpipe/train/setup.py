@@ -41,7 +41,7 @@ def prepare(job: Job) -> Trainer:
     source = open_source(Path(job.model))
     shape = source.shape
     with torch.device("meta"):
-        model = Decoder(shape, groups.tp, layout.pp, groups.at.pp, recompute=recipe.recompute == "full")
+        model = Decoder(shape, groups.tp, layout.stages, groups.at.pp, recompute=recipe.recompute == "full")
     shard_over_dp(model, groups, recipe.precision)
     model.to_empty(device=groups.device)
     fill(model, source, groups.tp, layout.dp, groups.at.dp)

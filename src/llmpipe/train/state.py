@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
+from llmpipe.families import FAMILIES
 from llmpipe.files import fsync, sha256
-from llmpipe.model.load import local_slices, table_row
+from llmpipe.model.load import local_slices
 from llmpipe.parallel.compat import Piece
 from llmpipe.parallel.groups import Groups
 from llmpipe.train.job import Job
@@ -121,7 +122,7 @@ def _pieces(optimizer: Optimizer) -> dict[str, torch.Tensor]:
     groups, shape = optimizer.groups, optimizer.shape
     pieces: dict[str, torch.Tensor] = {}
     for key, parameter in optimizer.parameters.items():
-        full, offsets = table_row(shape, key).shape(shape), _offsets(optimizer, key, groups)
+        full, offsets = FAMILIES[shape.family].row(key, shape).shape(shape), _offsets(optimizer, key, groups)
         state = _adam_state(optimizer, parameter)
         for prefix, tensor in (
             ("model", parameter.data),
