@@ -25,3 +25,20 @@ def gpt_index(
 
 def blend_index(weights: NDArray[np.float64], num_samples: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     """Megatron's greedy blend: the dataset of each sample, and its number in that dataset; weights add up to 1."""
+
+def gather(
+    moves: NDArray[np.int64],
+    files: NDArray[np.int64],
+    row_bytes: int,
+    first_row: int,
+    last_row: int,
+    out: NDArray[np.uint8],
+) -> None:
+    """Read rectangles of elements from files into rows first_row..last_row-1 of a tensor, which `out` holds.
+
+    `moves`: ten numbers each, end to end: index into `files` (descriptors), rows, columns, item bytes, then bytes: from,
+    from_row, from_column in the file, to, to_row, to_column in the whole tensor. OSError and RuntimeError for reads.
+    """
+
+def first_nonfinite(data: NDArray[np.uint8], item_bytes: int, exponent_bits: int) -> int:
+    """The first element that is NaN or infinite, -1 if there is none."""

@@ -1,0 +1,159 @@
+"""Where the elements of our tensors lie in files: rectangles with strides, and reading through them.
+
+A vector is a matrix of one row.
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llmpipe import helpers
+from llmpipe.checkpoint.source import Slices, resolved, sizes_of
+from llmpipe.errors import UserError
+from llmpipe.families import Shape, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file: element (i, j, ...) is at byte offset + itemsize * (i * strides[0] + j * strides[1] + ...)."""
+
+    file: Path
+    offset: int
+    """Bytes from the file's beginning."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A rectangle of one of our tensors, and where its elements lie in a file."""
+
+    row: int
+    col: int
+    rows: int
+    cols: int
+    file: Path
+    name: str
+    """The stored tensor's, for messages."""
+    offset: int
+    """Of element (row, col), in bytes."""
+    row_stride: int
+    col_stride: int
+    """In bytes."""
+
+    def move(self, rows: slice, cols: slice) -> tuple[int, int, int, int, int] | None:
+        """What it holds of a rectangle: first row and column (of ours), rows, columns, byte offset; None for nothing."""
+        top, bottom = max(self.row, rows.start), min(self.row + self.rows, rows.stop)
+        left, right = max(self.col, cols.start), min(self.col + self.cols, cols.stop)
+        if top >= bottom or left >= right:
+            return None
+        offset = self.offset + (top - self.row) * self.row_stride + (left - self.col) * self.col_stride
+        return top, left, bottom - top, right - left, offset
+
+
+def straight(tensor: StoredTensor, name: str) -> Block:
+    """The block of a stored tensor that is one of ours as it is."""
+    rows, cols, row_stride, col_stride = matrix(tensor)
+    return Block(0, 0, rows, cols, tensor.file, name, tensor.offset, row_stride, col_stride)
+
+
+def matrix(tensor: StoredTensor) -> tuple[int, int, int, int]:
+    """Rows, columns and their strides in bytes; a vector has one row."""
+    item = tensor.dtype.itemsize
+    if len(tensor.shape) == 1:
+        return 1, tensor.shape[0], tensor.shape[0] * item, tensor.strides[0] * item
+    (rows, cols), (row_stride, col_stride) = tensor.shape, tensor.strides
+    return rows, cols, row_stride * item, col_stride * item
+
+
+def as_rectangle(slices: Slices) -> tuple[slice, slice]:
+    """Slices of a matrix or a vector as rows and columns."""
+    return (slices[0], slices[1]) if len(slices) == 2 else (slice(0, 1), slices[0])
+
+
+class OpenFiles:
+    """Descriptors of source files, opened once and shared by threads."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Path, int] = {}
+        self._descriptors: list[int] = []
+        self._lock = threading.Lock()
+
+    def number(self, path: Path) -> int:
+        """The place of a file in `descriptors`."""
+        with self._lock:
+            if path not in self._numbers:
+                self._descriptors.append(os.open(path, os.O_RDONLY))
+                self._numbers[path] = len(self._descriptors) - 1
+            return self._numbers[path]
+
+    def descriptors(self) -> np.ndarray:
+        """(files,) int64."""
+        return np.array(self._descriptors, dtype=np.int64)
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+
+class FileSource:
+    """A `TensorSource` whose tensors are blocks of files; readers of formats fill `blocks_by_key` and `dtypes`."""
+
+    path: Path
+    shape: Shape
+
+    def __init__(self, path: Path, shape: Shape, table: dict[str, Tensor]):
+        self.path, self.shape, self.table = path, shape, table
+        self.blocks_by_key: dict[str, list[Block]] = {key: [] for key in table}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._files = OpenFiles()
+
+    def keys(self) -> list[str]:
+        return list(self.table)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self.dtypes[key]
+
+    def blocks(self, key: str) -> list[Block] | None:
+        return self.blocks_by_key[key]
+
+    def read(self, key: str, slices: Slices | None = None) -> torch.Tensor:
+        wanted = resolved(slices, self.table[key].shape(self.shape))
+        whole = torch.empty(sizes_of(wanted), dtype=self.dtypes[key])
+        gather_into(whole, self.blocks_by_key[key], *as_rectangle(wanted), self._files)
+        return whole
+
+    def check_covered(self) -> None:
+        """UserError unless each tensor's blocks cover it exactly; overlaps show as too many elements."""
+        for key, row in self.table.items():
+            size = torch.Size(row.shape(self.shape)).numel()
+            held = sum(block.rows * block.cols for block in self.blocks_by_key[key])
+            if held != size:
+                raise UserError(f"{self.path}: {key} has {size} elements, but the files hold {held} of them")
+
+
+def gather_into(target: torch.Tensor, blocks: list[Block], rows: slice, cols: slice, files: OpenFiles) -> None:
+    """Fill a tensor, (rows, columns) of one of ours, from its blocks."""
+    item, width = target.dtype.itemsize, cols.stop - cols.start
+    if target.numel() == 0:
+        return
+    moves = [
+        (files.number(block.file), count, columns, item, offset, block.row_stride, block.col_stride,
+         ((top - rows.start) * width + left - cols.start) * item, width * item, item)
+        for block in blocks
+        if (found := block.move(rows, cols))
+        for top, left, count, columns, offset in [found]
+    ]  # fmt: skip
+    out = target.view(-1).view(torch.uint8).numpy()
+    table = np.array(moves, dtype=np.int64).reshape(-1)
+    try:
+        helpers.gather(table, files.descriptors(), width * item, 0, rows.stop - rows.start, out)
+    except (OSError, RuntimeError) as error:
+        names = ", ".join(sorted({str(block.file) for block in blocks}))
+        raise UserError(f"{names} cannot be read ({error}): copy or download it again") from error
