@@ -1,6 +1,7 @@
 """The config files: YAML read into frozen dataclasses, strictly; the dataclasses are the schema."""
 
 import math
+import re
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -12,6 +13,7 @@ from llmpipe.errors import UserError, nearest
 from llmpipe.layout import Layout
 
 T = TypeVar("T")
+HUB = "hf://"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +21,16 @@ class Model:
     """config/models/NAME.yaml: what weights."""
 
     source: str
-    """A directory with the weights as they came: Meta's (consolidated.*.pth, params.json) or Hugging Face's."""
+    """The weights as they came: a directory with Meta's files (consolidated.*.pth, params.json) or Hugging Face's, or
+    hf://ORG/NAME@REV, which is fetched to results/models/NAME/source."""
     shape: str | None = None
     """A row of the family's size table: used where the source has no config, else checked against it."""
     added_tokens: list[str] = field(default_factory=list)
     """Tokens that convert adds to the vocabulary; only [] for now."""
 
     def __post_init__(self) -> None:
+        if self.source.startswith(HUB):
+            parse_hub(self.source)
         if self.added_tokens:
             raise UserError(f"added_tokens is {self.added_tokens}; this version of llmpipe adds none: write []")
 
@@ -206,6 +211,14 @@ def expect(value: Any, kind: type, where: str) -> None:
     words = {dict: "a mapping of keys", list: "a list", int: "a whole number", str: "a text", bool: "true or false"}
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{where or 'the file'} is {value!r}, but has to be {words[kind]}")
+
+
+def parse_hub(given: str) -> tuple[str, str | None]:
+    """`hf://ORG/NAME[@REV]` as the repository's name and the revision: a branch, a tag, a commit, or None."""
+    match = re.fullmatch(HUB + r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", given)
+    if not match:
+        raise UserError(f"{given} names no repository of the Hugging Face hub: hf://ORG/NAME or hf://ORG/NAME@REV does")
+    return match[1], match[2]
 
 
 def parse_data(given: tuple[str, ...]) -> dict[str, float]:

@@ -63,5 +63,5 @@ def configure_logging(*log_files: Path) -> None:
     root.addHandler(stderr)
     for handler in root.handlers:
         handler.setFormatter(form)
-    for chatty in ("httpx", "urllib3", "alembic", "fsspec", "filelock", "matplotlib"):
+    for chatty in ("httpx", "httpx2", "urllib3", "alembic", "fsspec", "filelock", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from llmpipe.cli import COMMANDS, group, main
 
-HEAVY = ("torch", "transformers", "mlflow", "sentencepiece", "datasets", "lm_eval", "snakemake", "numpy")
+HEAVY = ("torch", "transformers", "mlflow", "sentencepiece", "datasets", "lm_eval", "snakemake", "numpy",
+         "huggingface_hub")  # fmt: skip
 
 
 def llmpipe(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -24,7 +25,8 @@ def test_the_stages_are_listed_in_the_order_of_the_flow() -> None:
     shown = CliRunner().invoke(group, ["--help"]).output
     listed = [line.split()[0] for line in shown.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
-        "tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "track",
+        "download", "tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect",
+        "track",
     ]  # fmt: skip
 
 

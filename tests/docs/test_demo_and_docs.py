@@ -10,11 +10,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from hub_server import Hub, files_of, serving
 from llmpipe.cli import COMMANDS, group
 
 REPOSITORY = Path(__file__).parents[2]
@@ -54,6 +56,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kill_while_training(folder)
     succeeded("snakemake --unlock && snakemake -c all --rerun-incomplete", folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A hub where the demo's checkpoint stands under the names of the examples: tests ask nobody else."""
+    files = files_of(demo / "results/models/tiny_llama/checkpoint")
+    with serving(Hub(files, repositories=("meta-llama/Llama-2-7b-hf",))) as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
+        yield
 
 
 def kill_while_training(folder: Path) -> None:

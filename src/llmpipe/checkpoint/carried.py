@@ -23,10 +23,14 @@ _LICENCES = ("LICENSE", "LICENCE", "USE_POLICY", "NOTICE")
 _FICLONE = 0x40049409  # linux/fs.h
 
 
+def goes_along(name: str) -> bool:
+    """Whether a file goes along with a model's weights wherever these go; config.json is a matter of the formats."""
+    return name in CARRIED or name.startswith(_LICENCES)
+
+
 def names(directory: Path) -> list[str]:
-    """The files of a model's directory that go along with its weights wherever these go, config.json aside."""
-    files = (path.name for path in directory.iterdir() if path.is_file())
-    return sorted(name for name in files if name in CARRIED or name.startswith(_LICENCES))
+    """The files of a model's directory that go along with its weights."""
+    return sorted(path.name for path in directory.iterdir() if path.is_file() and goes_along(path.name))
 
 
 def carried_files(source: Path, directory: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ class Manifest:
     """What a finished directory holds."""
 
     kind: str
-    """checkpoint, rank_files, weights, export, training_checkpoint."""
+    """checkpoint, rank_files, weights, export, training_checkpoint, download."""
     source: dict[str, Any]
     """Where it came from: paths, and the digests of what it was made of."""
     files: dict[str, dict[str, Any]]
@@ -82,6 +82,17 @@ def check(directory: Path, part: int = 0, parts: int = 1) -> Manifest:
         if sha256(path) != entry["sha256"]:
             raise UserError(f"{path} does not have the SHA-256 that {NAME} says: it was changed after it was made")
     return manifest
+
+
+def check_replaceable(directory: Path) -> None:
+    """UserError if the directory holds something and has no manifest: then llmpipe did not make it."""
+    if directory.is_dir() and not (directory / NAME).is_file():
+        found = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
+        if found:
+            raise UserError(
+                f"--output {directory} holds {', '.join(found[:4])} and no {NAME}: llmpipe did not make it"
+                " and does not replace it: name another directory or remove it"
+            )
 
 
 def _names(directory: Path) -> list[str]:

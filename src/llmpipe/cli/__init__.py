@@ -15,7 +15,9 @@ import click
 import llmpipe
 from llmpipe.errors import UserError, nearest
 
-COMMANDS = ("tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "track")
+COMMANDS = (
+    "download", "tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "track",
+)  # fmt: skip
 
 
 _MAKE_ROOM = "make room, then run this again; nothing half-written has taken its name"
