@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from llmpipe.config import Corpus, Model, Project, Recipe, Run, build, load
+from llmpipe.config import HUB, Corpus, Model, Project, Recipe, Run, build, load
 from llmpipe.errors import UserError, nearest
 from llmpipe.families import named_size
 from llmpipe.layout import Layout
@@ -76,15 +76,31 @@ def shape_option(name: str) -> str:
 
 
 def source(name: str, there: Callable[[str], bool]) -> str:
-    """The path of a model's weights; UserError if they are not `there`."""
+    """The path of a model's weights, `fetched(name)` for those of a hub; UserError if they are not `there`."""
     path = model(name).source
+    if path.startswith(HUB):
+        return fetched(name)
     if not there(path):
         raise UserError(
             f"the weights of model {name} are not there: {path} does not exist. Edit `source:` in"
             f" {CONFIG / 'models' / name}.yaml: it takes a directory with Meta's files (consolidated.*.pth,"
-            " params.json, tokenizer.model) or a Hugging Face directory (config.json, *.safetensors, tokenizer.model)"
+            " params.json, tokenizer.model), a Hugging Face directory (config.json, *.safetensors, tokenizer.model) or"
+            " hf://ORG/NAME@REV"
         )
     return path
+
+
+def fetched(name: str) -> str:
+    """Where the weights of a model with an hf:// source are fetched to."""
+    return f"results/models/{name}/source"
+
+
+def hub_source(name: str) -> str:
+    """The hf:// of a model; UserError if its source is another: then `fetched(name)` is not made."""
+    found = model(name).source
+    if not found.startswith(HUB):
+        raise UserError(f"{CONFIG / 'models' / name}.yaml: nothing is fetched for the source {found}: only for hf://")
+    return found
 
 
 def corpus_files(name: str, there: Callable[[str], bool]) -> list[str]:

@@ -12,6 +12,7 @@ def main() -> None:
     assert command is not None, name
     output = Path(command.make_context(name, arguments).params["output"])
     made = {
+        "download": [output / "config.json"],
         "convert": [output / "config.json"],
         "verify": [output.with_suffix(suffix) for suffix in (".json", ".md", ".html")],
         "shard": [output / "tp0-pp0.safetensors"],

@@ -68,7 +68,8 @@ def test_missing_source_says_which_file_to_edit(project: Path, snakemake: Snakem
     assert (
         "the weights of model llama2_7b are not there: weights/llama-2-7b does not exist. Edit `source:` in"
         " config/models/llama2_7b.yaml: it takes a directory with Meta's files (consolidated.*.pth, params.json,"
-        " tokenizer.model) or a Hugging Face directory (config.json, *.safetensors, tokenizer.model)" in done.stdout
+        " tokenizer.model), a Hugging Face directory (config.json, *.safetensors, tokenizer.model) or hf://ORG/NAME@REV"
+        in done.stdout
     )
     (project / "weights/llama-2-7b").mkdir(parents=True)
     done = snakemake("-n", "finetune_llama2_7b")

@@ -1,6 +1,21 @@
 # The model: source → checkpoint → rank files, each compared with what it was made from before anything else may use it.
 
 
+# For a source of the kind hf://. A local rule: the nodes of a cluster often reach no network.
+rule download:
+    output:
+        directory("results/models/{model}/source"),
+    log:
+        "logs/download/{model}.log",
+    benchmark:
+        "logs/download/{model}.benchmark.tsv"
+    localrule: True
+    params:
+        source=by("model", project.hub_source),
+    shell:
+        "llmpipe download {params.source} --output {output} --log {log}"
+
+
 rule convert:
     input:
         source=by("model", project.source, there),
