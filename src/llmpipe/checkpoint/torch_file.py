@@ -18,7 +18,7 @@ from llmpipe.checkpoint.inert_names import find
 from llmpipe.checkpoint.zip_records import Record, crc_of, read_records
 from llmpipe.errors import UserError
 
-_STORAGES = {
+STORAGES = {
     "BFloat16Storage": torch.bfloat16, "BoolStorage": torch.bool, "ByteStorage": torch.uint8,
     "CharStorage": torch.int8, "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64,
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -231,7 +231,7 @@ _CLASSES = [_refused("torch.Tensor"), _refused("torch.nn.parameter.Parameter"), 
 _NAMES: dict[tuple[str, str], Any] = {
     **{(maker.name.rpartition(".")[0], maker.name.rpartition(".")[2]): maker for maker in (*_MAKERS, *_CLASSES)},
     **{("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
-    **{(module, name): dtype for name, dtype in _STORAGES.items() for module in ("torch", "torch.cuda")},
+    **{(module, name): dtype for name, dtype in STORAGES.items() for module in ("torch", "torch.cuda")},
     ("torch.storage", "UntypedStorage"): torch.uint8,
     ("torch.storage", "_UntypedStorage"): torch.uint8,
     ("torch", "Size"): Maker("torch.Size", _size),

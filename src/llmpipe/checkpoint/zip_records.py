@@ -13,6 +13,8 @@ from llmpipe.errors import UserError
 from llmpipe.files import CHUNK_BYTES
 
 _LOCAL = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
+_CENTRAL = struct.Struct("<4s24xHHH12x")  # and of the comment
+_POLYNOMIAL = 0xEDB88320  # of CRC-32, the lowest power in the highest bit
 _ENCRYPTED = 1
 
 
@@ -115,3 +117,38 @@ def crc_of(file: IO[bytes], record: Record, advance: Callable[[int], None] | Non
         if advance:
             advance(len(chunk))
     return crc
+
+
+def directory_entries(file: IO[bytes], path: Path) -> dict[str, int]:
+    """Where each record's entry in the table of contents lies, by name, for an archive that read_records took."""
+    with zipfile.ZipFile(file) as archive:
+        place, count = archive.start_dir, len(archive.infolist())
+    entries = {}
+    for _ in range(count):
+        file.seek(place)
+        signature, *lengths = _CENTRAL.unpack(file.read(_CENTRAL.size))
+        if signature != b"PK\1\2":
+            raise UserError(f"{path} is damaged (its table of contents ends early): write it again")
+        entries[file.read(lengths[0]).decode()] = place
+        place += _CENTRAL.size + sum(lengths)
+    return entries
+
+
+def combined_crc(first: int, second: int, size: int) -> int:
+    """The CRC-32 of two pieces one after the other, from their own; `size` is the second's, in bytes."""
+    shift, power, bits = 1 << 31, 1 << 30, 8 * size  # x**0, x**1
+    while bits:
+        if bits & 1:
+            shift = _times(power, shift)
+        power, bits = _times(power, power), bits >> 1
+    return _times(shift, first) ^ second
+
+
+def _times(a: int, b: int) -> int:
+    """The product of two polynomials, modulo CRC-32's."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            product ^= b
+        b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
+    return product
