@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from llmpipe.families import ONE_STAGE
-from llmpipe.layout import Layout
+from llmpipe.layout import Layout, Stages
 from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import load_decoder
 from llmpipe.parallel.collectives import all_gather_rows
@@ -52,19 +52,26 @@ class Engine:
         """Each stage waits for the one before; the last one's logits go to all."""
         if self.groups is None or self.groups.layout.pp == 1:
             return self._full_vocabulary(self.model(flat, bounds))
-        groups, dtype = self.groups, next(self.model.parameters()).dtype
-        x = flat
-        if not groups.is_first_stage:
-            x = torch.empty(len(flat) // groups.layout.tp, self.shape.hidden, dtype=dtype, device=self.device)
-            dist.recv(x, group=groups.pp, group_src=groups.at.pp - 1)  # (N/tp, H)
-        x = self.model(x, bounds)
+        groups, last = self.groups, self.groups.layout.pp - 1
+        for run in range(len(self.model.runs)):
+            x = flat if groups.is_first_stage and run == 0 else self._receive(len(flat))  # (N,) or (N/tp, H)
+            x = self.model(x, bounds, run=run)
+            if not (groups.is_last_stage and run == len(self.model.runs) - 1):
+                dist.send(x.contiguous(), group=groups.pp, group_dst=(groups.at.pp + 1) % groups.layout.pp)
         if groups.is_last_stage:
             out = self._full_vocabulary(x)
         else:
-            dist.send(x.contiguous(), group=groups.pp, group_dst=groups.at.pp + 1)
             out = torch.empty(len(flat), self.shape.vocab, device=self.device)
-        dist.broadcast(out, group=groups.pp, group_src=groups.layout.pp - 1)
+        dist.broadcast(out, group=groups.pp, group_src=last)
         return out
+
+    def _receive(self, num_tokens: int) -> torch.Tensor:
+        """(N/tp, H) of the stage before, which is on the rank before; of the last rank where this is the first."""
+        assert self.groups
+        groups, dtype = self.groups, next(self.model.parameters()).dtype
+        x = torch.empty(num_tokens // groups.layout.tp, self.shape.hidden, dtype=dtype, device=self.device)
+        dist.recv(x, group=groups.pp, group_src=(groups.at.pp - 1) % groups.layout.pp)
+        return x
 
     def _full_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
         """(N, V/tp) of each rank, the last ones fewer → (N, V) fp32 on all tp ranks."""
@@ -77,13 +84,19 @@ class Engine:
         return all_gather_rows(by_row, tp)[:vocab].t().contiguous()
 
 
-def rank_logits(path: Path, tokens: torch.Tensor, tp: int, pp: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def rank_logits(
+    path: Path, tokens: torch.Tensor, tp: int, pp: int | Stages, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """(B, T) ids → (B, T, V) logits of the sharded model, run in tp·pp gloo processes on this machine."""
-    return torch.from_numpy(run_ranks(_rank_logits, tp * pp, path, tokens, tp, pp, dtype)[0])
+    stages = Stages(pp) if isinstance(pp, int) else pp
+    return torch.from_numpy(run_ranks(_rank_logits, tp * stages.pp, path, tokens, tp, stages, dtype)[0])
 
 
-def _rank_logits(path: Path, tokens: torch.Tensor, tp: int, pp: int, dtype: torch.dtype) -> np.ndarray | None:
+def _rank_logits(path: Path, tokens: torch.Tensor, tp: int, stages: Stages, dtype: torch.dtype) -> np.ndarray | None:
     """One rank of `rank_logits`; arrays, unlike tensors, outlive the process that sends them."""
-    groups = make_groups(Layout(tp=tp, pp=pp, gpus_per_node=tp * pp, device="cpu").resolved(), torch.device("cpu"))
+    layout = Layout(
+        tp=tp, pp=stages.pp, vp=stages.vp, pp_layers=[*stages.layers], gpus_per_node=tp * stages.pp, device="cpu"
+    )
+    groups = make_groups(layout.resolved(), torch.device("cpu"))
     logits = Engine.open(path, dtype, "cpu", groups).logits(tokens)
     return logits.numpy() if dist.get_rank() == 0 else None

@@ -1,6 +1,7 @@
 """Names of torch that are private or differ between 2.11 and 2.13; nowhere else in llmpipe."""
 
 import inspect
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,19 +55,34 @@ class Piece(torch.Tensor):
 
 
 def varlen_causal(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, longest: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    longest: int,
+    window: int | None = None,
 ) -> torch.Tensor:
     """torch's variable-length flash kernel, causal, CUDA only: q (N, heads, D), k, v (N, kv_heads, D) → (N, heads, D).
 
-    Older releases take `is_causal` and have no grouped queries: there K and V are repeated.
+    A token sees the `window` tokens that end with itself: the kernel counts those before it. Older releases take
+    `is_causal`, and have neither windows nor grouped queries: there K and V are repeated.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    before = -1 if window is None else window - 1
+    options: dict[str, Any] = {"window_size": (before, 0)} if varlen_has_windows() else {"is_causal": True}
     groups = q.shape[1] // k.shape[1]
     if groups > 1 and "enable_gqa" in known:
         options["enable_gqa"] = True
     elif groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (N, heads, D)
     return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)  # type: ignore[return-value]
+
+
+@cache
+def varlen_has_windows() -> bool:
+    """Whether this torch's variable-length kernel knows sliding windows."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "window_size" in inspect.signature(varlen_attn).parameters

@@ -16,22 +16,27 @@ from llmpipe.parallel.groups import TensorParallel
 
 
 class Weight(nn.Module):
-    """A parameter `weight` under the table's name; the layer's arithmetic is in the functions below."""
+    """Parameters `weight` and, if asked for, `bias` by the table's names; the layer's arithmetic is in functions."""
 
-    def __init__(self, *shape: int):
+    def __init__(self, *shape: int, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
 
 
 class _ColumnLinears(torch.autograd.Function):
     """Keeps only this rank's N/tp tokens for the backward pass and gathers them again there."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, tp: TensorParallel, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, x: torch.Tensor, tp: TensorParallel, *parameters: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        weights, ctx.has_bias = parameters[::2], [bias is not None for bias in parameters[1::2]]
         ctx.tp = tp
         ctx.save_for_backward(x, *weights)
         full = all_gather_rows(x, tp)  # (N, H)
-        return tuple(F.linear(full, weight) for weight in weights)  # (N, O/tp) each
+        pairs = zip(weights, parameters[1::2], strict=True)
+        return tuple(F.linear(full, weight, bias) for weight, bias in pairs)  # type: ignore[arg-type]  # (N, O/tp) each
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -40,21 +45,26 @@ class _ColumnLinears(torch.autograd.Function):
         grad_x = grads[0] @ weights[0]  # (N, H)
         for grad, weight in zip(grads[1:], weights[1:], strict=True):
             grad_x = grad_x + grad @ weight
-        grad_weights = [grad.t() @ full for grad in grads]  # (O/tp, H) each
-        return reduce_scatter_rows(grad_x, ctx.tp), None, *grad_weights
+        grad_parameters: list[torch.Tensor | None] = []
+        for grad, has_bias in zip(grads, ctx.has_bias, strict=True):
+            grad_parameters += [grad.t() @ full, grad.sum(dim=0) if has_bias else None]  # (O/tp, H), (O/tp,)
+        return reduce_scatter_rows(grad_x, ctx.tp), None, *grad_parameters
 
 
 def column_linears(x: torch.Tensor, tp: TensorParallel, *layers: Weight) -> tuple[torch.Tensor, ...]:
-    """(N/tp, H) → (N, O/tp) for each layer, whose weights are (O/tp, H)."""
-    weights = [layer.weight for layer in layers]
+    """(N/tp, H) → (N, O/tp) for each layer, whose weights are (O/tp, H) and biases (O/tp,)."""
     if tp.size == 1:
-        return tuple(F.linear(x, weight) for weight in weights)
-    return _ColumnLinears.apply(x, tp, *weights)  # type: ignore[return-value]
+        return tuple(F.linear(x, layer.weight, layer.bias) for layer in layers)
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    return _ColumnLinears.apply(x, tp, *parameters)  # type: ignore[return-value]
 
 
 def row_linear(x: torch.Tensor, tp: TensorParallel, layer: Weight) -> torch.Tensor:
-    """(N, I/tp) → (N/tp, H), with the weight (H, I/tp)."""
-    return scatter_rows(F.linear(x, layer.weight), tp)
+    """(N, I/tp) → (N/tp, H), with the weight (H, I/tp) and the bias (H,), added once, to each rank's own tokens."""
+    if tp.size == 1:
+        return F.linear(x, layer.weight, layer.bias)
+    out = scatter_rows(F.linear(x, layer.weight), tp)  # (N/tp, H)
+    return out if layer.bias is None else out + layer.bias
 
 
 def vocab_embedding(tokens: torch.Tensor, tp: TensorParallel, layer: Weight, first_row: int) -> torch.Tensor:

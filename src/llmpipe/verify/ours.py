@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.model.attention import Packed
-from llmpipe.model.decoder import Layer
+from llmpipe.model.decoder import Layer, norm_of
 from llmpipe.model.rope import rope_table
 from llmpipe.parallel.groups import TensorParallel
 
@@ -30,17 +30,19 @@ class OurModel:
     def block(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One layer on hidden states (B, T, C) at positions (B, T)."""
         with torch.device("meta"):
-            module = Layer(self.shape, TensorParallel())
+            module = Layer(self.shape, TensorParallel(), layer)
         names = {name: f"layers.{layer}.{name}" for name in module.state_dict()}
         module.load_state_dict({name: self.source.read(key).float() for name, key in names.items()}, assign=True)
         rows, length = positions.shape
         packed = Packed(torch.arange(0, rows * length + 1, length, dtype=torch.int32))  # each row is a document
-        cos, sin = rope_table(positions.flatten(), self.shape.head_dim, self.shape.rope_theta)
+        lengths = positions.max(dim=1, keepdim=True).values + 1  # (B, 1)
+        cos, sin = rope_table(positions.flatten(), lengths.expand_as(positions).flatten(), self.shape)
         return module(hidden.flatten(0, 1), cos, sin, packed).view_as(hidden)  # (B * T, C) within
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (B, T, C) to logits (B, T, V)."""
         name = "embedding.weight" if self.shape.tie_embeddings else "head.weight"
-        norm = self.source.read("norm.weight").float()
-        hidden = F.rms_norm(hidden, hidden.shape[-1:], norm, self.shape.norm_eps)
-        return F.linear(hidden, self.source.read(name).float())
+        with torch.device("meta"):
+            norm = norm_of(self.shape)
+        norm.load_state_dict({key: self.source.read(f"norm.{key}").float() for key in norm.state_dict()}, assign=True)
+        return F.linear(norm(hidden), self.source.read(name).float())
