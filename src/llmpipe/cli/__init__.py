@@ -16,7 +16,8 @@ import llmpipe
 from llmpipe.errors import UserError, nearest
 
 COMMANDS = (
-    "download", "tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "track",
+    "download", "tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "diff",
+    "track",
 )  # fmt: skip
 
 
