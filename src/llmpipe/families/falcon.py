@@ -4,11 +4,15 @@
 The checkpoint keeps q, k and v fused, KV head by KV head: its query heads, then K, then V.
 """
 
+from functools import partial
+
 from llmpipe.families.family import Family, Tensor
+from llmpipe.families.sizes import sized
 
 _LAYER, _HF = "layers.{}", "transformer.h.{}"
 _SHARED = f"{_HF}.input_layernorm"
 _QKV = f"{_HF}.self_attention.query_key_value.weight"
+_size = partial(sized, "falcon", head_dim=64, vocab=65024, max_positions=2048, tie_embeddings=True)
 FALCON = Family(
     name="falcon",
     architecture="FalconForCausalLM",
@@ -46,7 +50,12 @@ FALCON = Family(
     },
     defaults={"max_positions": 2048, "norm_eps": 1e-5, "tie_embeddings": True},
     only={
-        "activation": "gelu", "alibi": False, "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0,
-        "parallel_attn": True,
+        "activation": "gelu", "alibi": False, "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0, "parallel_attn": True,
+    },
+    sizes={  # num_layers, hidden, num_heads, num_kv_heads, ffn; instruct and chat models alike
+        "falcon_7b": _size(32, 4544, 71, 1, 4 * 4544, layer_norms=1),
+        "falcon_40b": _size(60, 8192, 128, 8, 4 * 8192),
+        "falcon_180b": _size(80, 14848, 232, 8, 4 * 14848),
     },
 )  # fmt: skip

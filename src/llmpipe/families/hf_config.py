@@ -12,8 +12,8 @@ from llmpipe.families.rope_config import ROPE_KEYS, read_rope, write_rope
 # Neither sizes nor settings of the arithmetic.
 _IGNORED = {
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "initializer_range",
-    "model_type", "pad_token_id", "pretraining_tp", "torch_dtype", "transformers_version", "unk_token_id", "use_cache",
-    "use_mrope",
+    "max_sequence_length", "model_type", "pad_token_id", "pretraining_tp", "torch_dtype", "transformers_version",
+    "unk_token_id", "use_cache", "use_mrope",
 }  # fmt: skip
 # Read apart from the families' tables, in `_window` and `_falcon`.
 _WINDOW = {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
@@ -79,7 +79,7 @@ def _derived(family: Family, fields: dict[str, Any], given: dict[str, Any]) -> d
 
 def _falcon(fields: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Which of Falcon's two architectures: it says how many norms a layer has, and whether KV heads are counted."""
-    if given.get("new_decoder_architecture"):
+    if given.get("new_decoder_architecture") or given.get("model_type") == "RefinedWeb":  # 40B's first config.json
         return {"layer_norms": given.get("num_ln_in_parallel_attn") or 2}
     return {"layer_norms": 1, "num_kv_heads": 1 if given.get("multi_query", True) else fields["num_heads"]}
 

@@ -3,7 +3,11 @@
 Sizes are the published config.json's.
 """
 
-from llmpipe.families.family import Family, Shape, Tensor
+from functools import partial
+from typing import Any
+
+from llmpipe.families.family import Family, Tensor
+from llmpipe.families.sizes import sized
 
 _LAYER, _HF = "layers.{}", "model.layers.{}"
 # Of every Llama-like family: the biases and the norms of q and k are there where the shape says so.
@@ -44,20 +48,56 @@ CONFIG = {
 }
 
 
-def _size(num_layers: int, hidden: int, num_heads: int, num_kv_heads: int, ffn: int, vocab: int = 32000) -> Shape:
-    return Shape(
-        family="llama",
-        num_layers=num_layers,
-        hidden=hidden,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=hidden // num_heads,
-        ffn=ffn,
-        vocab=vocab,
-        max_positions=4096,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-    )
+_size = partial(sized, "llama")
+# Meta's params.json gives 65B another eps than the three smaller; Megatron-LLM's preset has theirs for it too.
+_LLAMA1: dict[str, Any] = {"max_positions": 2048, "norm_eps": 1e-6}
+_CODE: dict[str, Any] = {"max_positions": 16384, "rope_theta": 1e6}
+_LLAMA3: dict[str, Any] = {"vocab": 128256, "max_positions": 8192, "rope_theta": 5e5}
+_ROPE3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_LLAMA31 = _LLAMA3 | {"max_positions": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0} | _ROPE3}
+_LLAMA32 = _LLAMA31 | {"rope_scaling": {"rope_type": "llama3", "factor": 32.0} | _ROPE3, "tie_embeddings": True}
+_YI: dict[str, Any] = {"vocab": 64000, "rope_theta": 5e6}
+_CHINESE: dict[str, Any] = _LLAMA1 | {"vocab": 49953}
+_ALPACA: dict[str, Any] = _LLAMA1 | {"vocab": 49954}
+# Chat and instruct models have their base's shape, but where they have a row of their own.
+SIZES = {  # num_layers, hidden, num_heads, num_kv_heads, ffn; the rest as in Llama 2
+    "llama_7b": _size(32, 4096, 32, 32, 11008, **_LLAMA1),
+    "llama_13b": _size(40, 5120, 40, 40, 13824, **_LLAMA1),
+    "llama_30b": _size(60, 6656, 52, 52, 17920, **_LLAMA1),
+    "llama_65b": _size(80, 8192, 64, 64, 22016, max_positions=2048),
+    "llama2_7b": _size(32, 4096, 32, 32, 11008),
+    "llama2_13b": _size(40, 5120, 40, 40, 13824),
+    "llama2_70b": _size(80, 8192, 64, 8, 28672),
+    "codellama_7b": _size(32, 4096, 32, 32, 11008, vocab=32016, **_CODE),
+    "codellama_7b_python": _size(32, 4096, 32, 32, 11008, **_CODE),
+    "codellama_13b": _size(40, 5120, 40, 40, 13824, vocab=32016, **_CODE),
+    "codellama_13b_python": _size(40, 5120, 40, 40, 13824, **_CODE),
+    "codellama_34b": _size(48, 8192, 64, 8, 22016, **_CODE),
+    "codellama_70b": _size(80, 8192, 64, 8, 28672, vocab=32016, **_CODE),
+    "codellama_70b_instruct": _size(80, 8192, 64, 8, 28672, vocab=32016),
+    "llama3_8b": _size(32, 4096, 32, 8, 14336, **_LLAMA3),
+    "llama3_70b": _size(80, 8192, 64, 8, 28672, **_LLAMA3),
+    "llama3_1_8b": _size(32, 4096, 32, 8, 14336, **_LLAMA31),
+    "llama3_1_70b": _size(80, 8192, 64, 8, 28672, **_LLAMA31),
+    "llama3_1_405b": _size(126, 16384, 128, 8, 53248, **_LLAMA31),
+    "llama3_2_1b": _size(16, 2048, 32, 8, 8192, **_LLAMA32),
+    "llama3_2_3b": _size(28, 3072, 24, 8, 8192, **_LLAMA32),
+    "yi_6b": _size(32, 4096, 32, 4, 11008, **_YI),
+    "yi_9b": _size(48, 4096, 32, 4, 11008, vocab=64000, norm_eps=1e-6),
+    "yi_34b": _size(60, 7168, 56, 8, 20480, **_YI),
+    "open_llama_1b": _size(22, 2048, 16, 16, 5504, **_LLAMA1),
+    "open_llama_3b": _size(26, 3200, 32, 32, 8640, **_LLAMA1),
+    "open_llama_7b": _size(32, 4096, 32, 32, 11008, **_LLAMA1),
+    "open_llama_13b": _size(40, 5120, 40, 40, 13824, **_LLAMA1),
+    "chinese_llama_7b": _size(32, 4096, 32, 32, 11008, **_CHINESE),
+    "chinese_llama_13b": _size(40, 5120, 40, 40, 13824, **_CHINESE),
+    "chinese_llama_33b": _size(60, 6656, 52, 52, 17920, **_CHINESE),
+    "chinese_alpaca_7b": _size(32, 4096, 32, 32, 11008, **_ALPACA),
+    "chinese_alpaca_13b": _size(40, 5120, 40, 40, 13824, **_ALPACA),
+    "chinese_alpaca_33b": _size(60, 6656, 52, 52, 17920, **_ALPACA),
+    "chinese_llama2_7b": _size(32, 4096, 32, 32, 11008, vocab=55296),
+    "chinese_llama2_13b": _size(40, 5120, 40, 40, 13824, vocab=55296),
+}
 
 
 LLAMA = Family(
@@ -67,9 +107,5 @@ LLAMA = Family(
     config=CONFIG | {"qkv_bias": "attention_bias", "output_bias": "attention_bias", "mlp_bias": "mlp_bias"},
     defaults={"max_positions": 2048, "norm_eps": 1e-6, "tie_embeddings": False, "qkv_bias": False, "mlp_bias": False},
     only={"hidden_act": "silu", "attention_dropout": 0.0},
-    sizes={
-        "llama2_7b": _size(32, 4096, 32, 32, 11008),
-        "llama2_13b": _size(40, 5120, 40, 40, 13824),
-        "llama2_70b": _size(80, 8192, 64, 8, 28672),
-    },
+    sizes=SIZES,
 )

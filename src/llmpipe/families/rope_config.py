@@ -52,5 +52,5 @@ def checked_scaling(scaling: dict[str, Any], where: str) -> dict[str, Any]:
 
 def write_rope(shape: Shape) -> dict[str, Any]:
     """rope_theta and rope_scaling as transformers 4 writes them and 5 still reads them."""
-    scaling = {"rope_scaling": shape.rope_scaling} if shape.rope_scaling else {}
+    scaling = {"rope_scaling": dict(shape.rope_scaling)} if shape.rope_scaling else {}
     return {"rope_theta": shape.rope_theta} | scaling
