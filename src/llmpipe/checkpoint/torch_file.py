@@ -64,7 +64,7 @@ def read_torch_file(path: Path, stand_ins: bool = False, start: int = 0, size: i
 
     def storage(key: Any) -> _Storage:
         kind, dtype, name, _, numel = key  # the location, a device, does not matter
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not _counts((numel,)):
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not is_sizes((numel,)):
             raise Damaged("a storage without a type or a size")
         if not isinstance(name, str) or f"{base}/data/{name}" not in records:
             raise Damaged(f"the storage {name!r} is missing")
@@ -73,7 +73,7 @@ def read_torch_file(path: Path, stand_ins: bool = False, start: int = 0, size: i
             raise Damaged(f"the storage {name} has {record.size} bytes, expected {numel * dtype.itemsize}")
         return _Storage(path, record, dtype, numel)
 
-    return read_inert(data, path, find(_NAMES, stand_ins), storage)
+    return read_inert(data, path, find(NAMES, stand_ins), storage)
 
 
 def read_inert(
@@ -159,7 +159,7 @@ def _bytes(file: IO[bytes], record: Record) -> bytes:
     return file.read(record.size)
 
 
-def _counts(values: Any) -> bool:
+def is_sizes(values: Any) -> bool:
     """Whether they are whole numbers that fit a file's sizes."""
     return (
         isinstance(values, tuple)
@@ -176,7 +176,7 @@ def _tensor(
     del requires_grad, hooks
     if not isinstance(storage, _Storage) or metadata:
         raise Damaged("a tensor that is conjugated, negated or not made of a storage")
-    if not _counts((offset,)) or not _counts(shape) or not _counts(strides) or len(shape) != len(strides):
+    if not is_sizes((offset,)) or not is_sizes(shape) or not is_sizes(strides) or len(shape) != len(strides):
         raise Damaged(f"a tensor in {storage.record.name} whose shape, strides or offset cannot be")
     dtype = dtype or storage.dtype
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -208,7 +208,7 @@ def _with_attributes(make: Any, kind: Any, args: Any, *_: Any) -> Any:
 
 
 def _size(values: Any = ()) -> tuple[int, ...]:
-    if not _counts(sizes := tuple(values)):
+    if not is_sizes(sizes := tuple(values)):
         raise Damaged("a torch.Size that cannot be")
     return sizes
 
@@ -228,7 +228,7 @@ _MAKERS = [
     Maker("torch._utils._rebuild_parameter_with_state", _parameter),
 ]
 _CLASSES = [_refused("torch.Tensor"), _refused("torch.nn.parameter.Parameter"), _refused("torch.nn.parameter.Buffer")]
-_NAMES: dict[tuple[str, str], Any] = {
+NAMES: dict[tuple[str, str], Any] = {
     **{(maker.name.rpartition(".")[0], maker.name.rpartition(".")[2]): maker for maker in (*_MAKERS, *_CLASSES)},
     **{("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
     **{(module, name): dtype for name, dtype in STORAGES.items() for module in ("torch", "torch.cuda")},
