@@ -53,7 +53,7 @@ def test_wrong_project(values: dict, told: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"model": "llama_7b"}, "but there is no config/models/llama_7b.yaml: did you mean 'llama2_7b'?"),
+        ({"model": "lama2_7b"}, "but there is no config/models/lama2_7b.yaml: did you mean 'llama2_7b'?"),
         ({"recipe": "lama2"}, "names 'lama2', but there is no config/recipes/lama2.yaml: did you mean 'llama2'?"),
         ({"data": "{texts: 1}"}, "names 'texts', but there is no config/corpora/texts.yaml: did you mean 'text'?"),
     ],
