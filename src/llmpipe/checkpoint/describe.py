@@ -1,37 +1,107 @@
-"""What a directory with a manifest holds, as text for `llmpipe inspect`: checkpoints, rank files, weights, exports."""
+"""Weights as text for `llmpipe inspect`: of any format, and what a directory with a manifest holds."""
 
 import json
+import math
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from llmpipe.checkpoint import manifest
-from llmpipe.families import FAMILIES, from_hf_config
+from llmpipe.checkpoint.formats import detect, open_source
+from llmpipe.checkpoint.source import TensorSource
+from llmpipe.errors import UserError
+from llmpipe.families import FAMILIES
 from llmpipe.families.family import Shape
 
 
-def describe(directory: Path) -> str:
-    """Kind, source, digest, the model's shape, and the files."""
+def holds_weights(path: Path) -> bool:
+    """Whether weights of any format that convert reads lie there."""
+    try:
+        detect(path)
+    except UserError:
+        return False
+    return True
+
+
+def describe(directory: Path, tensors: bool = False) -> str:
+    """A directory with a manifest: kind, source, digest, the model's shape, its tensors on request, and the files."""
     found = manifest.read(directory)
     rows = {"digest": found.digest, "llmpipe": found.version, **_source_rows(found.source)}
-    config = directory / "config.json"
-    if config.is_file():
-        rows |= _shape_rows(from_hf_config(json.loads(config.read_text()), str(config)))
-    lines = [f"{found.kind} {directory}", *(f"  {name:<14}{value}" for name, value in rows.items())]
+    source = None
+    if holds_weights(directory):
+        try:
+            source = open_source(directory)
+            rows |= _weight_rows(source)
+        except UserError as error:
+            rows["model"] = f"cannot be read: {error}"
+    lines = [f"{found.kind} {directory}", *_lines(rows)]
     lines += ["", f"files, {sum(entry['bytes'] for entry in found.files.values()):,} bytes"]
-    lines += [f"  {entry['bytes']:>15,}  {entry['sha256'][:12]}  {name}" for name, entry in sorted(found.files.items())]
-    return "\n".join(lines)
+    for name, entry in sorted(found.files.items()):
+        lines.append(f"  {entry['bytes']:>15,}  {(entry['sha256'] or 'not hashed')[:12]:<12}  {name}")
+    return "\n".join(lines + (tensor_lines(source) if tensors and source else []))
+
+
+def describe_weights(path: Path, tensors: bool = False) -> str:
+    """Weights as they came, without a manifest: format, shape, types, its tensors on request.
+
+    UserError as in `open_source`: if a tensor is missing, left over, or of a wrong shape.
+    """
+    source = open_source(path)
+    lines = [f"{detect(path)} weights {path}", *_lines(_weight_rows(source))]
+    return "\n".join(lines + (tensor_lines(source) if tensors else []))
+
+
+def tensor_lines(source: TensorSource) -> list[str]:
+    """Type, sizes and our name of each tensor."""
+    table = FAMILIES[source.shape.family].keys(source.shape)
+    sizes = {key: "x".join(map(str, table[key].shape(source.shape))) for key in source.keys()}  # noqa: SIM118
+    width = max(len(size) for size in sizes.values())
+    return ["", "tensors", *(f"  {_dtype(source, key):<9} {size:>{width}}  {key}" for key, size in sizes.items())]
+
+
+def _lines(rows: dict[str, str]) -> list[str]:
+    return [f"  {name:<13} {value}" for name, value in rows.items()]
 
 
 def _source_rows(source: dict[str, Any]) -> dict[str, str]:
     return {f"source {key}": value if isinstance(value, str) else json.dumps(value) for key, value in source.items()}
 
 
-def _shape_rows(shape: Shape) -> dict[str, str]:
-    family = FAMILIES[shape.family]
-    heads = f"{shape.num_heads} heads of {shape.head_dim}, {shape.num_kv_heads} KV heads"
+def _weight_rows(source: TensorSource) -> dict[str, str]:
+    table = FAMILIES[source.shape.family].keys(source.shape)
+    count, parameters, size = dict[str, int](), 0, 0
+    for key in source.keys():  # noqa: SIM118
+        dtype, elements = _dtype(source, key), math.prod(table[key].shape(source.shape))
+        count[dtype] = count.get(dtype, 0) + 1
+        parameters, size = parameters + elements, size + elements * source.dtype(key).itemsize
+    types = ", ".join(dtype if len(count) == 1 else f"{dtype} ({number} tensors)" for dtype, number in count.items())
     return {
-        "model": f"{shape.family}, {family.num_parameters(shape):,} parameters in {len(family.keys(shape))} tensors",
+        "model": f"{source.shape.family}, {parameters:,} parameters in {sum(count.values())} tensors",
+        **_shape_rows(source.shape),
+        "stored as": f"{types}; {size:,} bytes",
+    }
+
+
+def _dtype(source: TensorSource, key: str) -> str:
+    return str(source.dtype(key)).removeprefix("torch.")
+
+
+# The fields that `_shape_rows` says in words.
+_SAID = {
+    "family", "num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim", "ffn", "vocab", "max_positions",
+    "norm_eps", "rope_theta", "rope_scaling", "tie_embeddings",
+}  # fmt: skip
+
+
+def _shape_rows(shape: Shape) -> dict[str, str]:
+    heads = f"{shape.num_heads} heads of {shape.head_dim}, {shape.num_kv_heads} KV heads"
+    scaling = f", scaling {json.dumps(shape.rope_scaling)}" if shape.rope_scaling else ""
+    rows = {
         "layers": f"{shape.num_layers}, {shape.hidden} wide, MLP {shape.ffn}, {heads}",
         "vocabulary": f"{shape.vocab:,} tokens, {'tied' if shape.tie_embeddings else 'separate'} output head",
-        "positions": f"{shape.max_positions:,}, rotary theta {shape.rope_theta:g}",
+        "positions": f"{shape.max_positions:,}, rotary theta {shape.rope_theta:g}{scaling}",
+        "norm eps": f"{shape.norm_eps:g}",
     }
+    other = [field for field in fields(shape) if field.name not in _SAID and field.default is not MISSING]
+    unusual = {field.name: getattr(shape, field.name) for field in other}
+    return rows | {f.name: str(unusual[f.name]) for f in other if unusual[f.name] != f.default}

@@ -128,7 +128,7 @@ def _included(repository: Repository, patterns: Sequence[str]) -> list[str]:
     return found
 
 
-def _fetch_all(repository: Repository, chosen: dict[str, str], part: Path) -> dict[str, str]:
+def _fetch_all(repository: Repository, chosen: dict[str, str], part: Path) -> dict[str, str | None]:
     """Fetch all files, a few at a time; returns the SHA-256 of each. One that fails stops the others."""
     total, stop = sum(repository.files[name].size for name in chosen.values()), Event()
     with progress(f"download {repository.name}", total, "B") as shown, ThreadPoolExecutor(WORKERS) as pool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download
@@ -69,8 +69,6 @@ def look_up(name: str, revision: str | None) -> Repository:
 class Counter:
     """Adds a file's bytes to the shared progress; what huggingface_hub takes for its progress bar is `bar`."""
 
-    _lock = Lock()
-
     def __init__(self, shown: Progress, name: str, stop: Event):
         self.shown, self.name, self.stop, self.seen = shown, name, stop, 0
 
@@ -78,9 +76,8 @@ class Counter:
         """`count` more bytes have come; stops the file's thread when the others are to stop."""
         if self.stop.is_set():
             raise InterruptedError(f"{self.name}: stopped")
-        with self._lock:
-            self.seen += count
-            self.shown.add(count, self.name)
+        self.seen += count
+        self.shown.add(count, self.name)
 
     def bar(self) -> type:
         """A class with the methods of tqdm that huggingface_hub calls, one object for each attempt."""

@@ -11,11 +11,13 @@ from llmpipe.cli import with_log
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Show a dataset's first documents as text.")
 @click.option("--documents", type=click.IntRange(min=1), default=3, show_default=True, help="How many of them.")
+@click.option("--tensors", is_flag=True, help="List every tensor of weights: type, sizes, our name.")
 @with_log
-def command(path: Path, tokenizer: Path | None, documents: int) -> None:
-    """Show what a dataset, checkpoint, rank files or a run hold, on standard output.
+def command(path: Path, tokenizer: Path | None, documents: int, tensors: bool) -> None:
+    """Show what a dataset, checkpoint, rank files, other weights or a run hold, on standard output.
 
-    PATH is a dataset's prefix (its files without .bin and .idx), a directory with a manifest.json, or a run's folder.
+    PATH is a dataset's prefix (its files without .bin and .idx), a directory with a manifest.json, a run's folder, or
+    weights of any format that convert reads.
 
     \b
     Example:
@@ -35,14 +37,24 @@ def command(path: Path, tokenizer: Path | None, documents: int) -> None:
     elif (path / manifest.NAME).is_file():
         from llmpipe.checkpoint.describe import describe
 
-        click.echo(describe(path))
+        click.echo(describe(path, tensors))
     elif (path / "run.json").is_file() or (path / "job.json").is_file():
         from llmpipe.train.describe import describe
 
         click.echo(describe(path))
     else:
-        inside = sorted(str(found.parent) for found in path.glob(f"*/{manifest.NAME}"))
-        inside += sorted(str(found.with_suffix("")) for found in path.glob("*.idx"))
-        hint = f"; inside it there are {', '.join(inside)}" if inside else ""
-        what = f"the prefix of a dataset, a run's folder or a directory with a {manifest.NAME}"
-        raise UserError(f"{path} is not {what}{hint}")
+        from llmpipe.checkpoint.describe import describe_weights, holds_weights
+
+        if not holds_weights(path):
+            raise UserError(_nothing(path))
+        click.echo(describe_weights(path, tensors))
+
+
+def _nothing(path: Path) -> str:
+    from llmpipe.checkpoint import manifest
+
+    inside = sorted(str(found.parent) for found in path.glob(f"*/{manifest.NAME}"))
+    inside += sorted(str(found.with_suffix("")) for found in path.glob("*.idx"))
+    hint = f"; inside it there are {', '.join(inside)}" if inside else ""
+    what = f"the prefix of a dataset, a run's folder, weights, or a directory with a {manifest.NAME}"
+    return f"{path} is not {what}{hint}"

@@ -1,0 +1,107 @@
+"""llmpipe inspect on weights: foreign ones without a manifest, and directories that have one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from meta_files import VOCAB
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from llmpipe.checkpoint import manifest
+from llmpipe.cli import group
+from llmpipe.cli.inspect import command
+from llmpipe.errors import UserError
+
+NAMES = {"self_attn.q_proj": "attention.q", "mlp.down_proj": "mlp.down", "input_layernorm": "attention_norm"}
+
+
+def shown(*arguments: object) -> list[str]:
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def made(*arguments: object) -> None:
+    """Another command."""
+    CliRunner().invoke(group, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def parameters(hf: Path) -> int:
+    return AutoModelForCausalLM.from_pretrained(hf).num_parameters()
+
+
+def test_foreign_weights(hf: Path, meta: Path, parameters: int) -> None:
+    rows = [
+        f"  model         llama, {parameters:,} parameters in 39 tensors",
+        "  layers        4, 32 wide, MLP 48, 8 heads of 4, 2 KV heads",
+        f"  vocabulary    {VOCAB} tokens, separate output head",
+        "  positions     4,096, rotary theta 500000",
+        "  norm eps      1e-05",
+        f"  stored as     float32; {4 * parameters:,} bytes",
+    ]
+    assert shown(hf) == [f"hf weights {hf}", *rows]
+    assert shown(meta) == [f"meta weights {meta}", *rows]
+
+
+def test_tensors_are_those_that_the_file_holds(hf: Path, meta: Path) -> None:
+    tensors = load_file(hf / "model.safetensors")
+    for path in (hf, meta):
+        listed = {line.split()[2]: line.split()[:2] for line in shown(path, "--tensors") if line.startswith("  float")}
+        assert len(listed) == len(tensors)
+        for name, ours in NAMES.items():
+            size = "x".join(map(str, tensors[f"model.layers.2.{name}.weight"].shape))
+            assert listed[f"layers.2.{ours}.weight"] == ["float32", size]
+
+
+def test_types_are_counted(hf: Path) -> None:
+    tensors = load_file(hf / "model.safetensors")
+    mixed = {name: tensor if "norm" in name else tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    save_file(mixed, hf / "model.safetensors", {"format": "pt"})
+    size = sum(tensor.numel() * tensor.element_size() for tensor in mixed.values())
+    [stored] = [line for line in shown(hf) if "stored as" in line]
+    assert stored == f"  stored as     bfloat16 (30 tensors), float32 (9 tensors); {size:,} bytes"
+
+
+def test_what_a_family_has_beside_the_usual_is_said(hf: Path) -> None:
+    config = json.loads((hf / "config.json").read_text())
+    scaling = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    (hf / "config.json").write_text(json.dumps(config | {"rope_parameters": scaling, "attention_bias": True}))
+    tensors = load_file(hf / "model.safetensors")
+    for layer in range(4):
+        for name in "qkvo":
+            weight = tensors[f"model.layers.{layer}.self_attn.{name}_proj.weight"]
+            tensors[f"model.layers.{layer}.self_attn.{name}_proj.bias"] = torch.zeros(len(weight))
+    save_file(tensors, hf / "model.safetensors", {"format": "pt"})
+    lines = shown(hf)
+    assert '  positions     4,096, rotary theta 10000, scaling {"rope_type": "linear", "factor": 2.0}' in lines
+    assert "  qkv_bias      True" in lines and "  output_bias   True" in lines
+    assert not any("mlp_bias" in line for line in lines)
+
+
+def test_checkpoints_and_rank_files(meta: Path, tmp_path: Path, parameters: int) -> None:
+    made("convert", meta, "--dtype", "bf16", "--output", tmp_path / "checkpoint")
+    made("shard", tmp_path / "checkpoint", "--tp", 2, "--pp", 2, "--output", tmp_path / "ranks")
+    for name in ("checkpoint", "ranks"):
+        lines = shown(tmp_path / name, "--tensors")
+        assert f"  model         llama, {parameters:,} parameters in 39 tensors" in lines
+        assert f"  stored as     bfloat16; {2 * parameters:,} bytes" in lines
+        assert sum(line.startswith("  bfloat16 ") for line in lines) == 39
+        files = manifest.read(tmp_path / name).files
+        assert all(any(line.endswith(f"  {file}") for line in lines) for file in files)
+
+
+def test_damaged_weights_are_told(hf: Path) -> None:
+    tensors = load_file(hf / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, hf / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"missing: model\.norm\.weight"):
+        shown(hf)
+    manifest.write(hf, "download", {"path": "hf://org/tiny", "commit": "c0ffee"})  # its files are shown all the same
+    lines = shown(hf)
+    assert lines[0] == f"download {hf}" and "  source commit c0ffee" in lines
+    assert any(line.startswith(f"  model         cannot be read: {hf}: 1 tensor") for line in lines)
+    assert any(line.endswith("  model.safetensors") for line in lines)
