@@ -1,25 +1,25 @@
 """torch.load is the judge of what is read; crafted files are the judge of what is refused."""
 
 import io
-import os
 import pathlib
-import pickle
 import random
 import re
 import signal
 import struct
+import sys
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch_files import all_loaded, loaded, write_zip
+from torch_files import all_loaded, filled, loaded, write_zip
 
 from llmpipe.checkpoint.inert import StandIn
 from llmpipe.checkpoint.inert_names import Array
@@ -30,10 +30,6 @@ DTYPES = (
     torch.bfloat16, torch.bool, torch.complex64, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn,
     torch.int16, torch.int32, torch.int64, torch.int8, torch.uint16, torch.uint8,
 )  # fmt: skip
-
-
-def filled(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.arange(torch.Size(shape).numel()).view(shape).to(dtype)
 
 
 def plain() -> Any:
@@ -122,11 +118,11 @@ def test_a_part_of_a_file(tmp_path: Path) -> None:
     same(loaded(stored), filled(5))
 
 
-def test_no_byte_of_a_tensor_is_read(tmp_path: Path) -> None:
+def test_the_bytes_of_tensors_do_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     torch.save({"a": filled(5)}, path)
     offset = read_torch_file(path)["a"].offset
-    with path.open("r+b") as file:  # a hole of 1 TB could not be read in time either
+    with path.open("r+b") as file:
         file.seek(offset)
         file.write(b"\1" * 20)
     assert read_torch_file(path)["a"].offset == offset
@@ -162,9 +158,6 @@ def test_two_tensors_of_one_path_are_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """megatron.core.enums.ModelType and a config's class, importable while the file is written."""
-    import sys
-    from types import ModuleType
-
     for name in ("megatron", "megatron.core", "megatron.core.enums"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     module: Any = sys.modules["megatron.core.enums"]
@@ -247,167 +240,6 @@ def test_an_array_of_objects_is_kept_but_not_made(tmp_path: Path) -> None:
         read_torch_file(tmp_path / "file.pt").numpy()
 
 
-# --- Attacks: each would make a canary file
-
-
-class Calls:
-    """Pickled as a call."""
-
-    def __init__(self, function: Any, *args: Any):
-        self.reduced = function, args
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return self.reduced
-
-
-def from_type(canary: str) -> Any:
-    return Calls(torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor, (f"touch {canary}",), {})
-
-
-def numpy_objects(canary: str) -> Any:
-    return np.array([Calls(os.system, f"touch {canary}")], dtype=object)
-
-
-ATTACKS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "os.system": (lambda canary: Calls(os.system, f"touch {canary}"), r"posix\.system"),
-    "eval": (lambda canary: Calls(eval, f"open({canary!r}, 'w')"), r"builtins\.eval"),
-    "exec in a table": (lambda canary: {"a": [Calls(exec, f"open({canary!r}, 'w')")]}, r"builtins\.exec"),
-    "open": (lambda canary: Calls(open, canary, "w"), r"_?io\.open"),
-    "import": (lambda canary: Calls(__import__, "os"), r"builtins\.__import__"),
-    "getattr of a module": (lambda canary: Calls(getattr, Calls(__import__, "os"), "system"), r"builtins\."),
-    "touch": (lambda canary: Calls(pathlib.Path.touch, pathlib.Path(canary)), r"pathlib|builtins\.getattr"),
-    "rebuild from type": (from_type, r"posix\.system"),
-    "numpy objects": (numpy_objects, r"posix\.system"),
-    "pickle in a pickle": (lambda canary: Calls(pickle.loads, b"."), r"_?pickle\.loads"),
-}
-
-
-@pytest.mark.parametrize("stand_ins", [False, True])
-@pytest.mark.parametrize("name", ATTACKS)
-def test_nothing_runs_and_the_error_names_it(tmp_path: Path, name: str, stand_ins: bool) -> None:
-    make, asked = ATTACKS[name]
-    canary = tmp_path / "canary"
-    path = tmp_path / "file.pt"
-    torch.save({"weight": filled(2), "bad": make(str(canary))}, path)
-    with pytest.raises(UserError, match=f"is refused: it asks for {asked}") as caught:
-        read_torch_file(path, stand_ins)
-    assert str(path) in str(caught.value)
-    assert not canary.exists()
-
-
-class Namer:
-    """Opcodes by hand."""
-
-    def __init__(self) -> None:
-        self.data = b"\x80\x04"
-
-    def name(self, module: str, name: str) -> "Namer":
-        for text in (module, name):
-            self.data += b"\x8c" + bytes([len(text)]) + text.encode()
-        return self.add(b"\x93")
-
-    def text(self, text: str) -> "Namer":
-        return self.add(b"X" + struct.pack("<I", len(text)) + text.encode())
-
-    def add(self, opcodes: bytes) -> "Namer":
-        self.data += opcodes
-        return self
-
-
-BY_HAND = {
-    "torch.load": (Namer().name("torch", "load").text("/etc/passwd").add(b"\x85R."), r"torch\.load"),
-    "torch.hub": (Namer().name("torch.hub", "load").text("x").add(b"\x85R."), r"torch\.hub\.load"),
-    "a chain": (Namer().name("torch", "serialization.os.system").text("x").add(b"\x85R."), r"os\.system"),
-    "numpy's own": (Namer().name("numpy", "load").text("x").add(b"\x85R."), r"numpy\.load"),
-    "Python 2's": (Namer().name("__builtin__", "eval").text("1").add(b"\x85R."), r"builtins\.eval"),
-    "a storage's method": (Namer().name("torch.storage", "_load_from_bytes").add(b"C\0\x85R."), "_load_from_bytes"),
-    "a call of a value": (Namer().text("x").add(b")R."), "a call of str"),
-    "a call of a dtype": (Namer().name("torch", "float32").add(b")R."), "a call of dtype"),
-    "a state for a class": (Namer().name("torch._utils", "_rebuild_tensor_v2").add(b"}b."), "a state for a Maker"),
-    "a state for a table": (Namer().add(b"}}b."), "a state for a dict"),
-}  # fmt: skip
-INERT_WITH_STAND_INS = ("torch.load", "torch.hub", "numpy's own", "a storage's method")
-
-
-@pytest.mark.parametrize("name", BY_HAND)
-def test_names_by_hand(tmp_path: Path, name: str) -> None:
-    code, asked = BY_HAND[name]
-    path = write_zip(tmp_path / "file.pt", code.data)
-    with pytest.raises(UserError, match=f"refused: it asks for .*{asked}"):
-        read_torch_file(path)
-    if name in INERT_WITH_STAND_INS:
-        assert isinstance(read_torch_file(path, stand_ins=True), StandIn)
-    else:
-        with pytest.raises(UserError, match=f"refused: it asks for .*{asked}"):
-            read_torch_file(path, stand_ins=True)
-
-
-def test_a_stand_in_cannot_be_called_twice(tmp_path: Path) -> None:
-    code = Namer().name("a", "b").add(b")R)R.")
-    with pytest.raises(UserError, match=r"a call of a\.b"):
-        read_torch_file(write_zip(tmp_path / "file.pt", code.data), stand_ins=True)
-
-
-def test_classes_of_tensors_are_not_called(tmp_path: Path) -> None:
-    code = Namer().name("torch", "Tensor").add(b"K\x05\x85R.")
-    with pytest.raises(UserError, match=r"a call of torch\.Tensor"):
-        read_torch_file(write_zip(tmp_path / "file.pt", code.data), stand_ins=True)
-
-
-def test_attributes_do_not_stay_behind(tmp_path: Path) -> None:
-    """What one file does to a shared object would be seen by the next."""
-    code = Namer().name("argparse", "Namespace").add(b")\x81}").text("build").add(b"K\x01sb.")
-    assert vars(read_torch_file(write_zip(tmp_path / "file.pt", code.data))) == {"build": 1}
-    assert not hasattr(Namespace(), "build")
-
-
-# --- Bombs
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"K\x01s.", "in the place of a key"),  # Python itself would crash
-        (b"\x80\x02})" + b"2\x86" * 40 + b"K\x01s.", "in the place of a key"),  # 2**40 parts
-        (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"x.", "expected"),  # BINBYTES8
-        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 60) + b"x.", "expected"),  # BYTEARRAY8
-        (b"\x80\x02X" + struct.pack("<I", 1 << 31) + b"x.", "expected"),
-        (b"\x80\x02]r\xff\xff\xff\xff.", None),  # Python's own memo would take 64 GB
-        (b"\x80\x02K\x01", "damaged"),
-        (b"\x80\x02.", "damaged"),
-        (b"\x80\x02tR.", "damaged"),
-        (b"\x80\x02h\x05.", "memo holds no value 5"),
-        (b"\x80\x02(0.", "damaged"),
-        (b"\x80\x06].", "protocol 6"),
-        (b"I1\n.", "not one that torch.save writes"),
-        (b"\x80\x02\x82\x01.", "not one that torch.save writes"),  # the extension registry
-        (b"\x80\x02cbuiltins\nset\n](K\x01]e\x85R.", "in the place of a key"),
-        (b"\x80\x04(]\x91.", "in the place of a key"),
-        (b"\x80\x04\x8f(]\x90.", "in the place of a key"),
-        (b"\x80\x02K\x01]a.", "appends to a int"),
-        (b"\x80\x02](K\x01K\x02u.", "sets an item of a list"),
-        (b"\x80\x02}(K\x01u.", "damaged"),
-        (b"\x80\x02}Q.", "damaged"),
-        (b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\x7f\x85R.", "in the place of bytes"),
-        (b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x03\0\0\0hex\x86R.", "no latin-1 text"),
-        (b"", "damaged"),
-    ],
-)
-def test_bombs_and_nonsense(tmp_path: Path, data: bytes, message: str | None) -> None:
-    path = write_zip(tmp_path / "file.pt", data)
-    if message is None:
-        assert read_torch_file(path) == []
-        return
-    with pytest.raises(UserError, match=message):
-        read_torch_file(path)
-
-
-def test_a_list_that_holds_itself_has_no_paths(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "file.pt", b"\x80\x02]q\0h\0a.")
-    with pytest.raises(UserError, match="holds itself"):
-        tensors(read_torch_file(path))
-
-
 # --- Damage
 
 
@@ -464,15 +296,6 @@ def test_a_conjugate_is_refused(tmp_path: Path) -> None:
         read_torch_file(tmp_path / "file.pt")
 
 
-@pytest.mark.parametrize("kept", [0, 3, 100, 1000, -30, -1])
-def test_truncated(tmp_path: Path, kept: int) -> None:
-    path = tmp_path / "file.pt"
-    torch.save({"a": filled(100)}, path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"truncated|damaged"):
-        read_torch_file(path)
-
-
 def test_an_old_pickle_gets_advice(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     torch.save({"a": filled(2)}, path, _use_new_zipfile_serialization=False)
@@ -499,64 +322,7 @@ def test_big_endian(tmp_path: Path) -> None:
         read_torch_file(path)
 
 
-def test_compressed(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "file.pt", b"\x80\x02}.", compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match="is compressed"):
-        read_torch_file(path)
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_record_that_comes_twice(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "file.pt", b"\x80\x02}.")
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("archive/data/0", bytes(64))
-    with pytest.raises(UserError, match="archive/data/0 comes twice"):
-        read_torch_file(path)
-
-
-def patched(path: Path, find: bytes, at: int, value: bytes) -> None:
-    """Bytes written at a place counted from where some others stand."""
-    data = bytearray(path.read_bytes())
-    start = data.index(find) + at
-    data[start : start + len(value)] = value
-    path.write_bytes(data)
-
-
-CENTRAL = b"PK\1\2"
-
-
-def test_records_that_overlap(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "file.pt", b"\x80\x02}.")
-    patched(path, CENTRAL, 20, struct.pack("<II", 40, 40))  # data.pkl's sizes
-    with pytest.raises(UserError, match=r"archive/data.pkl ends at byte \d+, after"):
-        read_torch_file(path)
-
-
-def test_a_record_whose_place_is_another(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "file.pt", b"\x80\x02}.")
-    with zipfile.ZipFile(path) as archive:
-        other = archive.getinfo("archive/data/0").header_offset
-    patched(path, CENTRAL, 42, struct.pack("<I", other))
-    with pytest.raises(UserError, match="is not where the table of contents says"):
-        read_torch_file(path)
-
-
-def test_a_record_outside_the_file(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "file.pt", b"\x80\x02}.")
-    patched(path, CENTRAL, 42, struct.pack("<I", 1 << 30))
-    with pytest.raises(UserError, match="damaged"):
-        read_torch_file(path)
-
-
-def test_every_flipped_byte_of_the_directory_is_an_error_or_harmless(tmp_path: Path) -> None:
-    """Never another exception than the user's, never another tensor."""
-    path = tmp_path / "file.pt"
-    torch.save({"a": filled(3, 5), "b": filled(4, dtype=torch.bfloat16)}, path)
-    data, rng = path.read_bytes(), random.Random(0)
-    for _ in range(400):
-        place = rng.randrange(len(data))
-        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :])
-        try:
-            all_loaded(read_torch_file(path, stand_ins=rng.random() < 0.5))
-        except UserError as error:
-            assert str(path) in str(error)
+def test_a_list_that_holds_itself_has_no_paths(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "file.pt", b"\x80\x02]q\0h\0a.")
+    with pytest.raises(UserError, match="holds itself"):
+        tensors(read_torch_file(path))

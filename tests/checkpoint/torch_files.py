@@ -1,5 +1,6 @@
 """Torch files made by hand, and stored tensors read by arithmetic on bytes."""
 
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,3 +39,27 @@ def write_zip(path: Path, data: bytes, records: Mapping[str, bytes] | None = Non
         for name, value in (records or {"data/0": bytes(64)}).items():
             archive.writestr(f"archive/{name}", value)
     return path
+
+
+def filled(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Counted up from 0."""
+    return torch.arange(torch.Size(shape).numel()).view(shape).to(dtype)
+
+
+class Namer:
+    """Opcodes by hand."""
+
+    def __init__(self) -> None:
+        self.data = b"\x80\x04"
+
+    def name(self, module: str, name: str) -> "Namer":
+        for text in (module, name):
+            self.data += b"\x8c" + bytes([len(text)]) + text.encode()
+        return self.add(b"\x93")
+
+    def text(self, text: str) -> "Namer":
+        return self.add(b"X" + struct.pack("<I", len(text)) + text.encode())
+
+    def add(self, opcodes: bytes) -> "Namer":
+        self.data += opcodes
+        return self

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import torch
 
+from llmpipe.checkpoint.blocks import StoredTensor
 from llmpipe.checkpoint.inert import Damaged, Maker, Refused, StandIn, unpickle
 from llmpipe.checkpoint.inert_names import find
 from llmpipe.checkpoint.zip_records import Record, crc_of, read_records
@@ -27,17 +28,6 @@ STORAGES = {
 _DIMENSIONS = 64  # torch has no more
 _NODES, _DEPTH = 1_000_000, 100  # of one file
 _PICKLE_BYTES = 1 << 30  # those of the largest models have a few MB
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in a file: element (i, j, …) is at byte offset + itemsize · (i · strides[0] + j · strides[1] + …)."""
-
-    file: Path
-    offset: int  # bytes, from the file's beginning
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # in elements, none negative
 
 
 @dataclass(frozen=True, slots=True)
