@@ -29,7 +29,7 @@ class Layout:
     micro_batch: int = 1
     """Sequences in one forward pass of a rank."""
     vp: int = 1
-    """Virtual stages a rank; only 1 for now."""
+    """Virtual stages a rank; training takes only 1 for now."""
     pp_layers: list[int] = field(default_factory=list)
     """How many layers each pipeline stage holds, where the split is uneven; left out, all hold as many."""
     device: Literal["cuda", "cpu"] = "cuda"
@@ -39,9 +39,8 @@ class Layout:
         for name in ("nodes", "gpus_per_node", "tp", "pp", "cp", "micro_batch", "vp"):
             if getattr(self, name) < 1:
                 raise UserError(f"layout: {name} is {getattr(self, name)}, but has to be 1 or more")
-        for name in ("cp", "vp"):
-            if getattr(self, name) != 1:
-                raise UserError(f"layout: {name} is {getattr(self, name)}; this version of llmpipe runs {name}: 1 only")
+        if self.cp != 1:
+            raise UserError(f"layout: cp is {self.cp}; this version of llmpipe runs cp: 1 only")
 
     @property
     def processes(self) -> int:
@@ -151,6 +150,14 @@ class Stages:
     def layers_of(self, num_layers: int, rank: int) -> list[int]:
         """The global numbers of all layers of a rank."""
         return [layer for run in self.runs(num_layers, rank) for layer in run]
+
+
+def parse_layers(text: str | None) -> tuple[int, ...]:
+    """`--pp-layers 15,17` as numbers; UserError if it is something else."""
+    try:
+        return tuple(int(number) for number in text.split(",")) if text else ()
+    except ValueError as error:
+        raise UserError(f"--pp-layers {text}: numbers with commas between them are expected, as 15,17") from error
 
 
 def chunk(size: int, parts: int, index: int) -> slice:

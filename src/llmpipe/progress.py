@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from tqdm import tqdm
 
@@ -19,18 +20,20 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str):
         self.label, self.total, self.unit, self.done = label, total, unit, 0
         self.start = self.last_line = time.monotonic()
+        self._lock = Lock()
         # On a terminal the lines go to the log alone, see `configure_logging`, so that they do not cut the bar.
         self.bar = tqdm(total=total, desc=label, unit=unit, unit_scale=total >= 10_000, disable=not sys.stderr.isatty())
 
     def add(self, count: int, note: str = "") -> None:
-        """`count` more units are done."""
-        self.done += count
-        self.bar.set_postfix_str(note, refresh=False)
-        self.bar.update(count)
-        now = time.monotonic()
-        if now - self.last_line >= LINE_SECONDS:
-            self.last_line = now
-            log.info("%s: %s of %s %s%s", self.label, self.done, self.total, self.unit, f", {note}" if note else "")
+        """`count` more units are done; threads may call it."""
+        with self._lock:
+            self.done += count
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(count)
+            now = time.monotonic()
+            if now - self.last_line >= LINE_SECONDS:
+                self.last_line = now
+                log.info("%s: %s of %s %s%s", self.label, self.done, self.total, self.unit, f", {note}" if note else "")
 
     def close(self) -> None:
         """The work has ended, one way or the other."""

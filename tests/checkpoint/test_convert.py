@@ -57,14 +57,18 @@ def test_dry_run_says_what_it_would_do_and_does_nothing(meta: Path, tmp_path: Pa
         f"would read {meta} (meta): 39 tensors, {parameters:,} parameters, float32, {4 * parameters:,} bytes"
     )
     assert "  num_kv_heads: 2" in lines
-    assert lines[-1] == f"would write {out}: config.json, manifest.json, and safetensors of {2 * parameters:,} bytes"
+    route = "layers.1.feed_forward.w2.weight"
+    name = "  model.layers.1.mlp.down_proj.weight bfloat16 32x48, cast from float32"
+    assert f"{name} <- consolidated.00.pth:{route}, consolidated.01.pth:{route}" in lines
+    assert f"would write {out}: config.json, manifest.json, and weights of {2 * parameters:,} bytes in 1 files" in lines
+    assert lines[-1] == "time: about 1 s at 1 GB/s"
     assert not out.exists()
 
 
 def test_named_shape_is_checked(meta: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"num_layers is 4, expected 32; hidden is 32, expected 4096"):
         invoke(convert_command, meta, "--output", tmp_path / "out", "--shape", "llama2_7b")
-    with pytest.raises(UserError, match=r"shape 'llama2_8b' is in no family's size table: did you mean 'llama2_7b'\?"):
+    with pytest.raises(UserError, match=r"shape 'llama2_8b' is in no family's size table: did you mean 'llama3_8b'\?"):
         invoke(convert_command, meta, "--output", tmp_path / "out", "--shape", "llama2_8b")
 
 
@@ -117,12 +121,12 @@ def test_killed_in_the_middle_leaves_no_output(meta: Path, tmp_path: Path) -> No
         import os, signal, sys
         from llmpipe.checkpoint import meta
         from llmpipe.cli import main
-        read = meta.MetaSource.read
-        def dies(self, key, slices=None):
+        blocks = meta.MetaSource.blocks
+        def dies(self, key):
             if key == "layers.2.mlp.up.weight":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return read(self, key, slices)
-        meta.MetaSource.read = dies
+            return blocks(self, key)
+        meta.MetaSource.blocks = dies
         main()
     """)
     command = [sys.executable, "-c", program, "convert", str(meta), "--output", str(tmp_path / "out")]
@@ -139,6 +143,7 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from llmpipe.checkpoint.convert import convert, shard
+from llmpipe.layout import Stages
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -155,7 +160,7 @@ folder = Path(sys.argv[1])
 for work in (
     lambda: convert(folder / "meta", folder / "checkpoint"),
     lambda: convert(folder / "checkpoint", folder / "fp16", torch.float16),
-    lambda: shard(folder / "checkpoint", folder / "ranks", 2, 1),
+    lambda: shard(folder / "checkpoint", folder / "ranks", 2, Stages(1)),
 ):
     before = anonymous()
     samples.clear()

@@ -171,12 +171,14 @@ def test_files_that_disagree_are_named(hf: Path, hf_tensors: Tensors) -> None:
         HfSource(hf)
     index.write_text(json.dumps({"weight_map": dict.fromkeys(hf_tensors, "third.safetensors")}))
     with pytest.raises(
-        UserError, match=re.escape(f"{hf / 'third.safetensors'} is missing, but {stream.INDEX} lists it")
+        UserError, match=re.escape(f"{hf / 'third.safetensors'} is missing, but the index of {hf} lists it")
     ):
         HfSource(hf)
     weight_map = {name: "model.safetensors" for name in hf_tensors if name != "lm_head.weight"}
     index.write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(UserError, match=re.escape(f"model.safetensors and {stream.INDEX} disagree on lm_head.weight")):
+    with pytest.raises(
+        UserError, match=re.escape(f"model.safetensors and the index of {hf} disagree on lm_head.weight")
+    ):
         HfSource(hf)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from llmpipe.checkpoint.meta_params import by_rows, ffn_params, ffn_size, to_params
-from llmpipe.checkpoint.meta_write import layout
+from llmpipe.checkpoint.meta_write import check_split, layout
 from llmpipe.errors import UserError
-from llmpipe.families import Shape
+from llmpipe.families import Shape, named_size
 
 LLAMA31 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -17,11 +17,7 @@ LLAMA31 = {
 
 
 def shape(**fields: Any) -> Shape:
-    known = dict(
-        family="llama", num_layers=32, hidden=4096, num_heads=32, num_kv_heads=32, head_dim=128, ffn=11008, vocab=32000,
-        max_positions=4096, norm_eps=1e-5, rope_theta=1e4,
-    )  # fmt: skip
-    return Shape(**(known | fields))
+    return replace(named_size("llama2_7b"), **fields)
 
 
 def test_params_are_those_of_metas_releases() -> None:
@@ -85,7 +81,7 @@ def test_what_the_format_cannot_say_is_refused(fields: dict[str, Any], said: str
 
 def test_heads_go_whole_to_the_files() -> None:
     with pytest.raises(UserError, match=r"--tp 3: .*32 KV heads.*one of \[1, 2, 4, 8, 16, 32\]"):
-        layout(shape(), 3)
+        check_split(shape(), 3)
 
 
 def test_the_embedding_is_split_by_the_vocabulary() -> None:

@@ -34,7 +34,7 @@ def checkpoint(hf_llama: Path, tokenizer_model: Path, tmp_path: Path) -> Path:
 
 
 def test_tp2_pp2_holds_the_slices_cut_by_hand(checkpoint: Path, hf_tensors: Tensors, tmp_path: Path) -> None:
-    shard(checkpoint, tmp_path / "ranks", 2, 2)
+    shard(checkpoint, tmp_path / "ranks", 2, Stages(2))
     files = {(t, p): load_file(tmp_path / f"ranks/tp{t}-pp{p}.safetensors") for t in range(2) for p in range(2)}
     seen = 0
     for (t, p), found in files.items():
@@ -64,7 +64,7 @@ def test_tp2_pp2_holds_the_slices_cut_by_hand(checkpoint: Path, hf_tensors: Tens
 
 
 def test_header_and_manifest_say_the_layout_and_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    made = shard(checkpoint, tmp_path / "ranks", 2, 1)
+    made = shard(checkpoint, tmp_path / "ranks", 2, Stages(1))
     digest = manifest.read(checkpoint).digest
     with safe_open(tmp_path / "ranks/tp1-pp0.safetensors", framework="pt") as file:
         assert file.metadata() == {"tp": "2", "pp": "1", "checkpoint": digest, "format": "pt"}
@@ -77,7 +77,7 @@ def test_header_and_manifest_say_the_layout_and_the_checkpoint(checkpoint: Path,
 
 
 def test_kv_heads_fewer_than_tp_are_replicated(checkpoint: Path, hf_tensors: Tensors, tmp_path: Path) -> None:
-    shard(checkpoint, tmp_path / "ranks", 8, 1)  # 2 KV heads: ranks 0 to 3 hold the first, 4 to 7 the second
+    shard(checkpoint, tmp_path / "ranks", 8, Stages(1))  # 2 KV heads: ranks 0 to 3 hold the first, 4 to 7 the second
     for rank in range(8):
         found = load_file(tmp_path / f"ranks/tp{rank}-pp0.safetensors")
         first = 0 if rank < 4 else HEAD_DIM
@@ -90,7 +90,7 @@ def test_kv_heads_fewer_than_tp_are_replicated(checkpoint: Path, hf_tensors: Ten
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 2), (4, 1), (8, 4), (1, 4)])
 def test_merge_gives_the_checkpoint_back_bit_for_bit(checkpoint: Path, tmp_path: Path, tp: int, pp: int) -> None:
-    shard(checkpoint, tmp_path / "ranks", tp, pp)
+    shard(checkpoint, tmp_path / "ranks", tp, Stages(pp))
     made = merge(tmp_path / "ranks", tmp_path / "merged")
     before, after = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "merged/model.safetensors")
     assert before.keys() == after.keys()
@@ -105,15 +105,15 @@ def test_merge_gives_the_checkpoint_back_bit_for_bit(checkpoint: Path, tmp_path:
 def test_layout_to_layout_is_the_same_as_from_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     for first, second in (((2, 2), (4, 1)), ((8, 1), (2, 4))):
         there, through, direct = tmp_path / "there", tmp_path / "through", tmp_path / "direct"
-        shard(checkpoint, there, *first)
-        shard(there, through, *second)
-        shard(checkpoint, direct, *second)
+        shard(checkpoint, there, first[0], Stages(first[1]))
+        shard(there, through, second[0], Stages(second[1]))
+        shard(checkpoint, direct, second[0], Stages(second[1]))
         assert manifest.read(through).files == manifest.read(direct).files
         assert manifest.read(through).source["checkpoint"] == manifest.read(checkpoint).digest
 
 
 def test_slices_are_read_across_ranks(checkpoint: Path, hf_tensors: Tensors, tmp_path: Path) -> None:
-    shard(checkpoint, tmp_path / "ranks", 4, 2)
+    shard(checkpoint, tmp_path / "ranks", 4, Stages(2))
     source = open_source(tmp_path / "ranks")
     assert isinstance(source, RankFilesSource)
     down = hf_tensors["model.layers.3.mlp.down_proj.weight"]
@@ -133,14 +133,14 @@ def test_vocabulary_smaller_than_the_ranks_can_share(tmp_path: Path) -> None:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "checkpoint")
-    shard(tmp_path / "checkpoint", tmp_path / "ranks", 8, 1)
+    shard(tmp_path / "checkpoint", tmp_path / "ranks", 8, Stages(1))
     assert load_file(tmp_path / "ranks/tp7-pp0.safetensors")["head.weight"].shape == (0, 16)
     head = load_file(tmp_path / "hf/model.safetensors")["lm_head.weight"]
     assert torch.equal(open_source(tmp_path / "ranks").read("head.weight"), head)
 
 
 def test_ranks_that_each_write_their_own_make_the_same_files(checkpoint: Path, tmp_path: Path) -> None:
-    shard(checkpoint, tmp_path / "ranks", 2, 2)
+    shard(checkpoint, tmp_path / "ranks", 2, Stages(2))
     (tmp_path / "weights").mkdir()
     digest, hashes = manifest.read(checkpoint).digest, {}
     for t in range(2):
@@ -150,7 +150,7 @@ def test_ranks_that_each_write_their_own_make_the_same_files(checkpoint: Path, t
             # in the order of the file, which load_file does not keep
             order = sorted(tensors, key=lambda key: _offset(tmp_path / "ranks" / name, key))
             hashes[name] = rank_files.write_rank(
-                tmp_path / "weights", 2, 2, t, p, {key: tensors[key] for key in order}, {"checkpoint": digest}
+                tmp_path / "weights", 2, Stages(2), t, p, {key: tensors[key] for key in order}, {"checkpoint": digest}
             )
     made = rank_files.finish(tmp_path / "weights", checkpoint, "weights", {"checkpoint": digest, "steps": 3}, hashes)
     assert hashes["tp1-pp1.safetensors"] == sha256(tmp_path / "weights/tp1-pp1.safetensors")
@@ -166,7 +166,7 @@ def test_config_says_the_type_that_a_run_left(checkpoint: Path, tmp_path: Path) 
     (tmp_path / "weights").mkdir()
     source = open_source(checkpoint)
     tensors = {key: source.read(key).to(torch.bfloat16) for key in source.keys()}  # noqa: SIM118
-    hashes = {"tp0-pp0.safetensors": rank_files.write_rank(tmp_path / "weights", 1, 1, 0, 0, tensors, {})}
+    hashes = {"tp0-pp0.safetensors": rank_files.write_rank(tmp_path / "weights", 1, Stages(1), 0, 0, tensors, {})}
     rank_files.finish(tmp_path / "weights", checkpoint, "weights", {}, hashes)
     merge(tmp_path / "weights", tmp_path / "merged")
     model = LlamaForCausalLM.from_pretrained(tmp_path / "merged")
@@ -184,11 +184,11 @@ def test_impossible_layouts_name_those_that_work(checkpoint: Path, tmp_path: Pat
     with pytest.raises(
         UserError, match=re.escape("tp 3 does not divide 8 query heads and 2 KV heads: tp has to be one of")
     ):
-        shard(checkpoint, tmp_path / "ranks", 3, 1)
+        shard(checkpoint, tmp_path / "ranks", 3, Stages(1))
     with pytest.raises(
         UserError, match=re.escape(f"pp 3 does not divide {LAYERS} layers: pp has to be one of [1, 2, 4]")
     ):
-        shard(checkpoint, tmp_path / "ranks", 1, 3)
+        shard(checkpoint, tmp_path / "ranks", 1, Stages(3))
     assert not (tmp_path / "ranks").exists()
 
 
@@ -196,13 +196,13 @@ def test_unfinished_checkpoint_is_not_sharded(hf: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=re.escape(f"{hf} has no manifest.json: it is not a finished output of llmpipe")
     ):
-        shard(hf, tmp_path / "ranks", 2, 1)
+        shard(hf, tmp_path / "ranks", 2, Stages(1))
     assert not (tmp_path / "ranks").exists()
 
 
 def test_rank_files_that_do_not_belong_together_are_named(checkpoint: Path, tmp_path: Path) -> None:
     ranks = tmp_path / "ranks"
-    shard(checkpoint, ranks, 2, 2)
+    shard(checkpoint, ranks, 2, Stages(2))
     other = ranks / "tp1-pp1.safetensors"
     tensors = load_file(other)
     del tensors["layers.3.mlp.up.weight"]
@@ -212,14 +212,12 @@ def test_rank_files_that_do_not_belong_together_are_named(checkpoint: Path, tmp_
     ):
         open_source(ranks)
     save_file(tensors, other, {"tp": "4", "pp": "1"})
-    message = (
-        f"{other} is of tp 4 x pp 1, but tp0-pp0.safetensors beside it is of tp 2 x pp 2: shard the checkpoint again"
-    )
+    message = f"{other} is of tp4-pp1, but tp0-pp0.safetensors beside it is of tp2-pp2: shard the checkpoint again"
     with pytest.raises(UserError, match=re.escape(message)):
         open_source(ranks)
     other.unlink()
     with pytest.raises(
-        UserError, match=re.escape(f"{other} is missing: tp 2 x pp 2 is 4 files: shard the checkpoint again")
+        UserError, match=re.escape(f"{other} is missing: tp2-pp2 is 4 files: shard the checkpoint again")
     ):
         open_source(ranks)
     save_file(tensors, ranks / "tp0-pp0.safetensors")

@@ -65,21 +65,21 @@ def test_tensors_are_asked_for_one_at_a_time_and_cast(tmp_path: Path) -> None:
 
 
 def test_model_in_one_file_or_in_numbered_files_with_an_index(tmp_path: Path) -> None:
-    tensors = {f"t{i}": torch.full((10,), float(i)) for i in range(5)} | {"large": torch.randn(100)}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
-    assert list(stream.write_model(whole, entries(tensors), tensors.__getitem__)) == ["model.safetensors"]
-    hashes = stream.write_model(cut, entries(tensors), tensors.__getitem__, max_file_bytes=90)
+    sizes = {f"t{i}": 40 for i in range(5)} | {"large": 400}
+    assert stream.split(sizes) == {"model.safetensors": list(sizes)}
     names = [f"model-0000{i}-of-00004.safetensors" for i in range(1, 5)]
-    assert set(hashes) == {*names, "model.safetensors.index.json"}
-    assert all(hashlib.sha256((cut / name).read_bytes()).hexdigest() == digest for name, digest in hashes.items())
-    index = json.loads((cut / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == 600
-    assert index["weight_map"] == {
-        "t0": names[0], "t1": names[0], "t2": names[1], "t3": names[1], "t4": names[2], "large": names[3],
+    files = stream.split(sizes, max_file_bytes=90)
+    assert files == {names[0]: ["t0", "t1"], names[1]: ["t2", "t3"], names[2]: ["t4"], names[3]: ["large"]}
+    hashes = stream.write_index(tmp_path, files, 600)
+    index = tmp_path / "model.safetensors.index.json"
+    assert hashes == {index.name: hashlib.sha256(index.read_bytes()).hexdigest()}
+    assert json.loads(index.read_text()) == {
+        "metadata": {"total_size": 600},
+        "weight_map": {
+            "t0": names[0], "t1": names[0], "t2": names[1], "t3": names[1], "t4": names[2], "large": names[3],
+        },
     }  # fmt: skip
-    for name, file in index["weight_map"].items():
-        assert torch.equal(load_file(cut / file)[name], tensors[name])
+    assert stream.write_index(tmp_path, {"model.safetensors": list(sizes)}, 600) == {}
 
 
 def test_header_is_read_as_safetensors_wrote_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from llmpipe.checkpoint.convert import shard
 from llmpipe.cli.evaluate import command
 from llmpipe.errors import UserError
 from llmpipe.evaluate.plan import make_plan
+from llmpipe.layout import Stages
 from tiny_llama import make_dataset
 
 
@@ -21,7 +22,7 @@ def dataset(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(checkpoint: Path, dataset: Path, tmp_path: Path) -> Path:
     """A finished run's folder, which trained nothing."""
-    shard(checkpoint, tmp_path / "run" / "weights", 2, 2)
+    shard(checkpoint, tmp_path / "run" / "weights", 2, Stages(2))
     record = {"name": "run", "data": [{"prefix": str(dataset)}], "split": [18, 1, 1], "recipe": {"seq_len": 32}}
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     return tmp_path / "run"

@@ -14,13 +14,14 @@ from llmpipe.errors import UserError
 from llmpipe.export import check
 from llmpipe.export import export as exporter
 from llmpipe.export.export import export
+from llmpipe.layout import Stages
 from tiny_llama import make_checkpoint
 
 
 @pytest.fixture
 def run(checkpoint: Path, tmp_path: Path) -> Path:
     """A finished run's folder, which trained nothing."""
-    shard(checkpoint, tmp_path / "run" / "weights", 2, 2)
+    shard(checkpoint, tmp_path / "run" / "weights", 2, Stages(2))
     record = {
         "name": "my_run", "steps": 7, "tokens": 1234567, "split": [8, 1, 1], "recipe": {"lr": 0.5},
         "data": [{"prefix": "corpora/text", "weight": 1.0, "digest": "abc"}],
@@ -64,7 +65,7 @@ def test_model_card(run: Path, tmp_path: Path) -> None:
 def test_the_stored_type_is_what_config_says(tmp_path: Path) -> None:
     """The run trained in bf16 from an fp32 checkpoint: config.json must not claim float32."""
     checkpoint = make_checkpoint(tmp_path / "bf16", torch.bfloat16)
-    shard(checkpoint, tmp_path / "ranks", 1, 1)
+    shard(checkpoint, tmp_path / "ranks", 1, Stages(1))
     config = json.loads((tmp_path / "ranks" / "config.json").read_text())
     (tmp_path / "ranks" / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
     export(tmp_path / "ranks", tmp_path / "out")
@@ -75,8 +76,8 @@ def damage(monkeypatch: pytest.MonkeyPatch, change) -> None:
     """Let a change be made to the written weights before the check."""
     write = exporter.hf.write
 
-    def written(source, directory, dtype):
-        hashes = write(source, directory, dtype)
+    def written(mover, directory, dtype):
+        hashes = write(mover, directory, dtype)
         file = directory / "model.safetensors"
         tensors = load_file(file)
         change(tensors, directory)

@@ -15,11 +15,12 @@ from llmpipe import helpers
 from llmpipe.checkpoint.source import Slices, resolved, sizes_of
 from llmpipe.errors import UserError
 from llmpipe.families import Shape, Tensor
+from llmpipe.files import CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file: element (i, j, ...) is at byte offset + itemsize * (i * strides[0] + j * strides[1] + ...)."""
+    """A tensor in a file: element (i, j) is at byte offset + itemsize * (i * strides[0] + j * strides[1])."""
 
     file: Path
     offset: int
@@ -48,7 +49,7 @@ class Block:
     """In bytes."""
 
     def move(self, rows: slice, cols: slice) -> tuple[int, int, int, int, int] | None:
-        """What it holds of a rectangle: first row and column (of ours), rows, columns, byte offset; None for nothing."""
+        """What it holds of a rectangle of ours: first row and column, rows, columns, byte offset; None for nothing."""
         top, bottom = max(self.row, rows.start), min(self.row + self.rows, rows.stop)
         left, right = max(self.col, cols.start), min(self.col + self.cols, cols.stop)
         if top >= bottom or left >= right:
@@ -157,3 +158,21 @@ def gather_into(target: torch.Tensor, blocks: list[Block], rows: slice, cols: sl
     except (OSError, RuntimeError) as error:
         names = ", ".join(sorted({str(block.file) for block in blocks}))
         raise UserError(f"{names} cannot be read ({error}): copy or download it again") from error
+
+
+def same_bytes(one: StoredTensor, other: StoredTensor | None) -> bool:
+    """Whether two stored tensors are equal bit for bit, compared some rows at a time."""
+    if other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    if (one.file, one.offset, one.strides) == (other.file, other.offset, other.strides):
+        return True
+    files, (rows, cols, _, _) = OpenFiles(), matrix(one)
+    at_once = max(1, CHUNK_BYTES // (cols * one.dtype.itemsize))
+    for first in range(0, rows, at_once):
+        part = slice(first, min(first + at_once, rows))
+        both = [torch.empty(part.stop - first, cols, dtype=one.dtype) for _ in range(2)]
+        for target, tensor in zip(both, (one, other), strict=True):
+            gather_into(target, [straight(tensor, "")], part, slice(0, cols), files)
+        if not torch.equal(*(target.view(torch.uint8) for target in both)):
+            return False
+    return True

@@ -1,6 +1,6 @@
 """Whole directories: any source → checkpoint, checkpoint → rank files, rank files → checkpoint or another layout."""
 
-import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +8,54 @@ import torch
 
 from llmpipe.checkpoint import carried, hf, manifest, rank_files, tokenizer_files
 from llmpipe.checkpoint.formats import detect, open_source
+from llmpipe.checkpoint.mover import Mover
+from llmpipe.checkpoint.plan import plan
+from llmpipe.checkpoint.source import TensorSource
 from llmpipe.errors import UserError
-from llmpipe.families import FAMILIES, Shape
+from llmpipe.families import Shape
 from llmpipe.files import atomic_directory, sha256
-from llmpipe.progress import progress
+from llmpipe.layout import Stages
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def convert(
-    path: Path, output: Path, dtype: torch.dtype | None = None, expected: Shape | None = None
+    path: Path,
+    output: Path,
+    dtype: torch.dtype | None = None,
+    expected: Shape | None = None,
+    hashed: bool = True,
+    allow_nonfinite: bool = False,
 ) -> manifest.Manifest:
     """Make a checkpoint of any source; `dtype` None keeps the stored types, `expected` is checked against it."""
     source = open_source(path, expected)
-    whole = [f"{key} is {source.dtype(key)}" for key in source.keys() if not source.dtype(key).is_floating_point]  # noqa: SIM118
-    if whole:
-        raise UserError(f"{path} holds quantized weights, {whole[0]}: take the weights in bf16, fp16 or fp32")
+    check_floating(source)
     check_output(path, output)
-    with atomic_directory(output) as part:
-        hashes = hf.write(source, part, dtype)
-        return manifest.write(part, "checkpoint", origin(path), hashes)
+    with atomic_directory(output) as part, ThreadPoolExecutor(1) as beside:
+        came_from = beside.submit(origin, path, hashed)  # its hashes are taken while the bytes are in the page cache
+        hashes = hf.write(Mover(source, hashed, allow_nonfinite), part, dtype)
+        return manifest.write(part, "checkpoint", came_from.result(), hashes)
 
 
-def shard(path: Path, output: Path, tp: int, pp: int) -> manifest.Manifest:
-    """Make rank files of tp x pp of a checkpoint or of other rank files."""
+def plan_convert(
+    path: Path, output: Path, dtype: torch.dtype | None = None, expected: Shape | None = None
+) -> list[str]:
+    """What `convert` would read and write, in lines."""
+    source = open_source(path, expected)
+    check_floating(source)
+    tokenizer = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"] if tokenizer_files.find(path) else []
+    others = [*{*carried.names(path), *tokenizer, "config.json", manifest.NAME}]
+    return plan(source, detect(path), output, hf.targets(source, dtype), others)
+
+
+def shard(
+    path: Path, output: Path, tp: int, stages: Stages, hashed: bool = True, allow_nonfinite: bool = False
+) -> manifest.Manifest:
+    """Make rank files of a checkpoint or of other rank files, for tp ranks and these pipeline stages."""
     source = open_source(path)
     check_output(path, output)
     with atomic_directory(output) as part:
-        return rank_files.write(source, part, tp, pp)
+        return rank_files.write(Mover(source, hashed, allow_nonfinite), part, tp, stages)
 
 
 def merge(path: Path, output: Path) -> manifest.Manifest:
@@ -47,23 +67,11 @@ def merge(path: Path, output: Path) -> manifest.Manifest:
     return convert(path, output)
 
 
-def plan(path: Path, output: Path, dtype: torch.dtype | None = None, expected: Shape | None = None) -> list[str]:
-    """What `convert` would read and write, in lines."""
-    source = open_source(path, expected)
-    tensors = FAMILIES[source.shape.family].keys(source.shape)
-    sizes = {key: math.prod(tensor.shape(source.shape)) for key, tensor in tensors.items()}
-    read = sum(count * source.dtype(key).itemsize for key, count in sizes.items())
-    written = sum(count * (dtype or source.dtype(key)).itemsize for key, count in sizes.items())
-    stored = ", ".join(sorted({str(source.dtype(key)).removeprefix("torch.") for key in sizes}))
-    tokenizer = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"] if tokenizer_files.find(path) else []
-    names = {*carried.names(path), *tokenizer, "config.json", manifest.NAME}
-    shape = [f"  {name}: {getattr(source.shape, name)}" for name in Shape.__dataclass_fields__]
-    return [
-        f"would read {path} ({detect(path)}): {len(sizes)} tensors, {sum(sizes.values()):,} parameters, {stored},"
-        f" {read:,} bytes",
-        *shape,
-        f"would write {output}: {', '.join(sorted(names))}, and safetensors of {written:,} bytes",
-    ]
+def check_floating(source: TensorSource) -> None:
+    """UserError for quantized weights."""
+    whole = [f"{key} is {source.dtype(key)}" for key in source.keys() if not source.dtype(key).is_floating_point]  # noqa: SIM118
+    if whole:
+        raise UserError(f"{source.path} holds quantized weights, {whole[0]}: take the weights in bf16, fp16 or fp32")
 
 
 def check_output(path: Path, output: Path) -> None:
@@ -79,18 +87,22 @@ def check_output(path: Path, output: Path) -> None:
             )
 
 
-def origin(path: Path) -> dict[str, Any]:
+def origin(path: Path, hashed: bool = True) -> dict[str, Any]:
     """A source for the manifest: by its own manifest's digest, or by the SHA-256 of what was read."""
     kind = detect(path)
     if (path / manifest.NAME).is_file():
         return {"path": str(path), "format": kind, "digest": manifest.read(path).digest}
+    files = weight_files(path)
+    if not hashed:
+        return {"path": str(path), "format": kind, "bytes": {str(f.relative_to(path)): f.stat().st_size for f in files}}
+    return {"path": str(path), "format": kind, "files": {str(file.relative_to(path)): sha256(file) for file in files}}
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files of a foreign source that say what its weights are."""
     patterns = (
-        ("params.json", "consolidated.*.pth") if kind == "meta" else ("config.json", "*.safetensors", "*.index.json")
-    )
-    files = sorted(file for pattern in patterns for file in path.glob(pattern))
-    with progress("hash the source", sum(file.stat().st_size for file in files), "B") as shown:
-        hashes = {}
-        for file in files:
-            hashes[file.name] = sha256(file)
-            shown.add(file.stat().st_size, file.name)
-    return {"path": str(path), "format": kind, "files": hashes}
+        "params.json", "consolidated.*.pth", "config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin",
+        "latest_checkpointed_iteration.txt", "**/model_optim_rng.pt", "**/model_rng.pt", "**/*.distcp", "**/.metadata",
+        "**/common.pt", "streaming_*", "*.msgpack", "*.pkl",
+    )  # fmt: skip
+    return sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})

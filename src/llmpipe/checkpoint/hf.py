@@ -3,127 +3,129 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from llmpipe.checkpoint import stream, tokenizer_files
+from llmpipe.checkpoint.blocks import FileSource, StoredTensor, same_bytes
 from llmpipe.checkpoint.carried import carried_files, copy_hashed
-from llmpipe.checkpoint.source import Slices, TensorSource, check_tensors
+from llmpipe.checkpoint.layouts import Stored, blocks_of, hf_layout
+from llmpipe.checkpoint.mover import Filled, Mover, Segments, write_files
+from llmpipe.checkpoint.source import TensorSource, check_tensors
+from llmpipe.checkpoint.torch_file import read_torch_file, tensors
 from llmpipe.errors import UserError
-from llmpipe.families import FAMILIES, Shape, from_hf_config, to_hf_config
+from llmpipe.families import FAMILIES, from_hf_config, to_hf_config
 from llmpipe.files import read_json, write_json
 from llmpipe.progress import progress
 
 log = logging.getLogger(__name__)
 
 # Buffers that old checkpoints saved and that follow from config.json.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
+_DERIVED = re.compile(r"(model|transformer)\.((layers|h)\.\d+\.(self_attn|self_attention)\.)?rotary_emb\.inv_freq")
+BIN_INDEX = "pytorch_model.bin.index.json"
 
 
 def weight_files(directory: Path) -> dict[str, list[str] | None]:
-    """The safetensors files of a directory, each with the tensors that the index gives it; None without an index."""
-    if (directory / stream.INDEX).is_file():
-        index = read_json(directory / stream.INDEX, stream.GET_AGAIN)
-        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-            raise UserError(f"{directory / stream.INDEX} has no weight_map: copy or download it again")
-        files: dict[str, list[str] | None] = {}
-        for name, file in index["weight_map"].items():
-            names = files.setdefault(file, [])
-            assert names is not None
-            names.append(name)
-        return files
-    found = sorted(path.name for path in directory.glob("*.safetensors"))
-    if len(found) != 1:
-        raise UserError(
-            f"{directory} holds {', '.join(found)} and no {stream.INDEX} that says which of them make the model"
-        )
-    return {found[0]: None}
+    """The files with a directory's weights, each with the tensors that the index gives it; None without an index.
+
+    safetensors are preferred; pytorch_model.bin is read where there are none.
+    """
+    for index, pattern in ((stream.INDEX, "*.safetensors"), (BIN_INDEX, "pytorch_model*.bin")):
+        if (directory / index).is_file():
+            return _indexed(directory / index)
+        found = sorted(path.name for path in directory.glob(pattern))
+        if len(found) == 1:
+            return {found[0]: None}
+        if found:
+            raise UserError(
+                f"{directory} holds {', '.join(found)} and no {index} that says which of them make the model"
+            )
+    raise UserError(f"{directory} holds no *.safetensors and no pytorch_model.bin: copy or download the weights")
 
 
-class HfSource:
-    """A Hugging Face directory with a config.json and safetensors, one file or many with an index."""
+def _indexed(path: Path) -> dict[str, list[str] | None]:
+    index = read_json(path, stream.GET_AGAIN)
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+        raise UserError(f"{path} has no weight_map: copy or download it again")
+    files: dict[str, list[str]] = {}
+    for name, file in index["weight_map"].items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise UserError(f"{path}: {name} is in {file!r}, which is no file beside it: {stream.GET_AGAIN}")
+        files.setdefault(file, []).append(name)
+    return dict(files)
+
+
+def read_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a directory by the checkpoint's names; the index has to agree with the files."""
+    found: dict[str, StoredTensor] = {}
+    for file, listed in weight_files(directory).items():
+        path = directory / file
+        if not path.is_file():
+            raise UserError(f"{path} is missing, but the index of {directory} lists it: copy or download it again")
+        held = stream.read_header(path)[0] if path.suffix == ".safetensors" else tensors(read_torch_file(path))
+        if listed is not None and set(listed) != set(held):
+            unlike = sorted(set(listed) ^ set(held))
+            raise UserError(
+                f"{path} and the index of {directory} disagree on {', '.join(unlike[:8])}: copy or download both again"
+            )
+        found |= held
+    return found
+
+
+class HfSource(FileSource):
+    """A Hugging Face directory: config.json with safetensors or .bin, one file or many with an index."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.shape: Shape = from_hf_config(read_json(path / "config.json", stream.GET_AGAIN), str(path / "config.json"))
-        self._family = FAMILIES[self.shape.family]
-        self._table = self._family.keys(self.shape)
-        self._entries, self._file_of = _headers(path)
-        self._open: dict[str, Any] = {}
+        shape = from_hf_config(read_json(path / "config.json", stream.GET_AGAIN), str(path / "config.json"))
+        self.family = FAMILIES[shape.family]
+        super().__init__(path, shape, self.family.keys(shape))
+        self._stored = read_tensors(path)
         self._check()
+        for stored in hf_layout(self.family, shape):
+            for key, block in blocks_of(stored, self._stored[stored.name]):
+                self.blocks_by_key[key].append(block)
+                self.dtypes[key] = self._stored[stored.name].dtype
 
     def _check(self) -> None:
-        derived = [name for name in self._entries if _DERIVED.fullmatch(name)]
+        derived = [name for name in self._stored if _DERIVED.fullmatch(name)]
         if derived:
             log.info("%s: ignored, derived from config.json: %s", self.path, ", ".join(derived))
-        found = {name: entry.shape for name, entry in self._entries.items() if name not in derived}
-        head = self._family.hf_name("head.weight", self.shape)
+        found = {name: tensor.shape for name, tensor in self._stored.items() if name not in derived}
+        outside = {row.name: row.hf for row in self.family.tensors if not row.per_layer}
+        head, embedding = outside["head.weight"], outside["embedding.weight"]
         if self.shape.tie_embeddings and head in found:
-            embedding = self._family.hf_name("embedding.weight", self.shape)
-            if not torch.equal(self._view(head)[:], self._view(embedding)[:]):
+            if not same_bytes(self._stored[head], self._stored.get(embedding)):
                 raise UserError(
                     f"{self.path}: config.json says tie_word_embeddings, but {head} is not {embedding}: set it to false"
                 )
             log.info("%s: ignored, tied to the embedding: %s", self.path, head)
             del found[head]
-        check_tensors(
-            self.path,
-            {self._family.hf_name(key, self.shape): t.shape(self.shape) for key, t in self._table.items()},
-            found,
-        )
+        expected = {stored.name: stored.shape for stored in hf_layout(self.family, self.shape)}
+        check_tensors(self.path, expected, found)
 
-    def keys(self) -> list[str]:
-        return list(self._table)
-
-    def dtype(self, key: str) -> torch.dtype:
-        return self._entries[self._family.hf_name(key, self.shape)].dtype
-
-    def read(self, key: str, slices: Slices | None = None) -> torch.Tensor:
-        view = self._view(self._family.hf_name(key, self.shape))
-        part = view[slices] if slices else view[:]
-        return part.clone(memory_format=torch.contiguous_format)  # the view is of the mapped file
-
-    def _view(self, name: str) -> Any:
-        file = self._file_of[name]
-        if file not in self._open:
-            self._open[file] = safe_open(self.path / file, framework="pt")
-        return self._open[file].get_slice(name)
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether its weights can be copied as they are: safetensors under the checkpoint's own names."""
+        return all(tensor.file.suffix == ".safetensors" for tensor in self._stored.values())
 
 
-def _headers(directory: Path) -> tuple[dict[str, stream.Entry], dict[str, str]]:
-    """Every tensor of the directory, and the file that each lies in; the index has to agree with the files."""
-    entries: dict[str, stream.Entry] = {}
-    file_of: dict[str, str] = {}
-    for file, listed in weight_files(directory).items():
-        path = directory / file
-        if not path.is_file():
-            raise UserError(f"{path} is missing, but {stream.INDEX} lists it: copy or download it again")
-        header, _ = stream.read_header(path)
-        if listed is not None and set(listed) != set(header):
-            unlike = sorted(set(listed) ^ set(header))
-            raise UserError(
-                f"{path} and {stream.INDEX} disagree on {', '.join(unlike[:8])}: copy or download both again"
-            )
-        entries |= header
-        file_of |= dict.fromkeys(header, file)
-    return entries, file_of
-
-
-def write(source: TensorSource, directory: Path, dtype: torch.dtype | None = None) -> dict[str, str]:
-    """Fill a directory with the source as a checkpoint, all but its manifest; returns the SHA-256 taken while writing.
+def write(mover: Mover, directory: Path, dtype: torch.dtype | None = None) -> dict[str, str | None]:
+    """Fill a directory with a source as a checkpoint, all but its manifest; returns the SHA-256 taken while writing.
 
     `dtype` None keeps each tensor's stored type. A source that already is such a directory is copied.
     """
-    hashes = carried_files(source.path, directory) | tokenizer_files.complete(source, directory)
-    copied = isinstance(source, HfSource) and all(dtype in (None, source.dtype(key)) for key in source.keys())  # noqa: SIM118
+    source = mover.source
+    hashes: dict[str, str | None] = {**carried_files(source.path, directory)}
+    hashes |= tokenizer_files.complete(source, directory)
+    same = all(dtype in (None, source.dtype(key)) for key in source.keys())  # noqa: SIM118
+    copied = isinstance(source, HfSource) and source.is_checkpoint and same
     _write_config(source, directory, dtype, copied)
-    return hashes | (_copy_weights(source.path, directory) if copied else _write_weights(source, directory, dtype))
+    return hashes | (_copy_weights(mover, directory) if copied else _write_weights(mover, directory, dtype))
 
 
-def _copy_weights(source: Path, directory: Path) -> dict[str, str]:
+def _copy_weights(mover: Mover, directory: Path) -> dict[str, str | None]:
     """The weights as they are, reflinked where the file system can."""
+    source = mover.source.path
     files = weight_files(source)
     names = {name: name for name in files} if None not in files.values() else dict.fromkeys(files, "model.safetensors")
     if (source / stream.INDEX).is_file():
@@ -132,15 +134,36 @@ def _copy_weights(source: Path, directory: Path) -> dict[str, str]:
         return {new: copy_hashed(source / name, directory / new, shown) for name, new in names.items()}
 
 
-def _write_weights(source: TensorSource, directory: Path, dtype: torch.dtype | None) -> dict[str, str]:
-    family = FAMILIES[source.shape.family]
-    table = family.keys(source.shape)
-    ours = {family.hf_name(key, source.shape): key for key in table}
-    entries = [
-        stream.Entry(name, dtype or source.dtype(key), table[key].shape(source.shape)) for name, key in ours.items()
-    ]
-    with progress("convert", sum(entry.bytes for entry in entries), "B") as shown:
-        return stream.write_model(directory, entries, lambda name: source.read(ours[name]), shown=shown)
+def targets(source: TensorSource, dtype: torch.dtype | None = None) -> dict[str, list[Filled]]:
+    """The weight files of a checkpoint and the tensors of each; `dtype` None keeps each tensor's stored type."""
+    layout = hf_layout(FAMILIES[source.shape.family], source.shape)
+    filled = {stored.name: Filled(stored, dtype or stored_dtype(source, stored)) for stored in layout}
+    files = stream.split({name: tensor.bytes for name, tensor in filled.items()})
+    return {file: [filled[name] for name in names] for file, names in files.items()}
+
+
+def _write_weights(mover: Mover, directory: Path, dtype: torch.dtype | None) -> dict[str, str | None]:
+    files = targets(mover.source, dtype)
+    total = sum(tensor.bytes for tensors in files.values() for tensor in tensors)
+    with progress("convert", total, "B") as shown:
+        hashes = write_files(mover, {directory / name: safetensors_file(held) for name, held in files.items()}, shown)
+    names = {file: [tensor.stored.name for tensor in tensors] for file, tensors in files.items()}
+    return {**hashes, **stream.write_index(directory, names, total)}
+
+
+def safetensors_file(tensors: list[Filled], metadata: dict[str, str] | None = None) -> Segments:
+    """The header and the tensors of a safetensors file."""
+    entries = [stream.Entry(tensor.stored.name, tensor.dtype, tensor.stored.shape) for tensor in tensors]
+    return [stream.header_bytes(entries, metadata or {"format": "pt"}), *tensors]
+
+
+def stored_dtype(source: TensorSource, stored: Stored) -> torch.dtype:
+    """The type that keeps every part of a stored tensor as it is."""
+    types = [source.dtype(key) for key in dict.fromkeys(part.key for part in stored.parts)]
+    kept = types[0]
+    for dtype in types[1:]:
+        kept = torch.promote_types(kept, dtype)
+    return kept
 
 
 def _write_config(source: TensorSource, directory: Path, dtype: torch.dtype | None, copied: bool) -> None:

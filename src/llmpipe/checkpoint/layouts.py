@@ -1,13 +1,13 @@
 """Layouts: which rows and columns of our tensors lie where in a format's tensors; readers and writers share them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmpipe.checkpoint.blocks import Block, StoredTensor, as_rectangle, matrix
 from llmpipe.checkpoint.source import Slices, sizes_of
 from llmpipe.families import Shape, Tensor
-from llmpipe.families.family import Family, generic, layer_of
+from llmpipe.families.family import Family, layer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,19 @@ def head_rows(
             yield Part(key, slice(first, first + half), slice(0, width), at_row + number * head_dim + which, 2)
 
 
+def clip_rows(parts: Iterable[Part], start: int, stop: int) -> tuple[Part, ...]:
+    """The parts within stored rows start..stop-1, their places counted from `start`: a piece of a stored tensor."""
+    found = []
+    for part in parts:
+        count = part.rows.stop - part.rows.start
+        begin = max(0, -(-(start - part.at_row) // part.step))
+        end = min(count, -(-(stop - part.at_row) // part.step))
+        if begin < end:
+            rows = slice(part.rows.start + begin, part.rows.start + end)
+            found.append(replace(part, rows=rows, at_row=part.at_row + begin * part.step - start))
+    return tuple(found)
+
+
 def grouped_qkv(
     keys: tuple[str, str, str], shape: Shape, kv_heads: range, width: int, interleaved: bool = False
 ) -> tuple[Part, ...]:
@@ -97,7 +110,7 @@ def hf_layout(family: Family, shape: Shape) -> list[Stored]:
         if row.fused is None:
             found[name] = whole(name, key, row, shape)
         elif name not in found:
-            q, k, v = (key.replace(generic(key).split(".")[-2] + ".", f"{part}.") for part in "qkv")
+            q, k, v = (key.replace(f".{row.fused}.", f".{part}.") for part in "qkv")
             parts = grouped_qkv((q, k, v), shape, range(shape.num_kv_heads), shape.hidden)
             rows = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
             found[name] = Stored(name, (rows, shape.hidden), parts)

@@ -8,6 +8,7 @@ table of contents of torch.distributed.checkpoint.
 
 import hashlib
 import json
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,16 @@ class Manifest:
     @property
     def digest(self) -> str:
         """The directory's identity, wherever it lies: the SHA-256 over its files' names and hashes."""
-        table = json.dumps({name: entry["sha256"] for name, entry in sorted(self.files.items())})
+        table = json.dumps({name: entry["sha256"] or entry["made"] for name, entry in sorted(self.files.items())})
         return hashlib.sha256(table.encode()).hexdigest()
 
 
-def write(directory: Path, kind: str, source: dict[str, Any], known: dict[str, str] | None = None) -> Manifest:
-    """Hash every file of the directory and write its manifest; `known` has hashes that a writer already took."""
-    known = known or {}
-    files = {
-        name: {"sha256": known.get(name) or sha256(directory / name), "bytes": (directory / name).stat().st_size}
-        for name in _names(directory)
-    }
+def write(directory: Path, kind: str, source: dict[str, Any], known: dict[str, str | None] | None = None) -> Manifest:
+    """Hash every file of the directory and write its manifest; `known` has hashes that a writer already took.
+
+    A file that is known as None stays without a hash (--no-hash): a random mark tells it from every other.
+    """
+    files = {name: _entry(directory / name, name, known or {}) for name in _names(directory)}
     manifest = Manifest(kind, source, files)
     write_json(directory / NAME, {"llmpipe": manifest.version, "kind": kind, "source": source, "files": files})
     return manifest
@@ -79,7 +79,7 @@ def check(directory: Path, part: int = 0, parts: int = 1) -> Manifest:
                 f"{path} has {path.stat().st_size} bytes, but {NAME} says {entry['bytes']}:"
                 " it is truncated or was changed"
             )
-        if sha256(path) != entry["sha256"]:
+        if entry["sha256"] and sha256(path) != entry["sha256"]:
             raise UserError(f"{path} does not have the SHA-256 that {NAME} says: it was changed after it was made")
     return manifest
 
@@ -93,6 +93,13 @@ def check_replaceable(directory: Path) -> None:
                 f"--output {directory} holds {', '.join(found[:4])} and no {NAME}: llmpipe did not make it"
                 " and does not replace it: name another directory or remove it"
             )
+
+
+def _entry(path: Path, name: str, known: dict[str, str | None]) -> dict[str, Any]:
+    size = path.stat().st_size
+    if name in known and known[name] is None:
+        return {"sha256": None, "made": secrets.token_hex(16), "bytes": size}
+    return {"sha256": known.get(name) or sha256(path), "bytes": size}
 
 
 def _names(directory: Path) -> list[str]:

@@ -8,13 +8,21 @@ params.json and which Meta's code does not read, is left out.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
+
+import torch
 
 from llmpipe.checkpoint import meta_params
-from llmpipe.checkpoint.layouts import Stored, head_rows, piece
+from llmpipe.checkpoint.carried import carried_files
+from llmpipe.checkpoint.layouts import Stored, clip_rows, head_rows, piece
+from llmpipe.checkpoint.mover import Filled, Mover
 from llmpipe.checkpoint.source import Slices, sizes_of
+from llmpipe.checkpoint.torch_write import write_torch_files
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, Shape, layer_of
+from llmpipe.files import sha256, write_json
 from llmpipe.layout import chunk
+from llmpipe.progress import progress
 
 _OUTSIDE = {"embedding": "tok_embeddings.weight", "norm": "norm.weight", "head": "output.weight"}
 _LAYER = {
@@ -31,6 +39,28 @@ _LAYER = {
 _INTERLEAVED = ("attention.q.weight", "attention.k.weight")
 
 
+def write(
+    mover: Mover, directory: Path, tp: int = 1, dtype: torch.dtype | None = None, by_rows: bool | None = None
+) -> dict[str, str | None]:
+    """Fill a directory with a source as `tp` of Meta's files, params.json and the tokenizer's; returns their SHA-256.
+
+    `dtype` None keeps each tensor's stored type; `by_rows`: see `layout`. UserError for what Meta's format cannot say.
+    """
+    shape = mover.source.shape
+    by_rows = meta_params.by_rows(shape) if by_rows is None else by_rows
+    params = meta_params.to_params(shape, by_rows)
+    check_split(shape, tp)
+    write_json(directory / "params.json", params)
+    hashes: dict[str, str | None] = {**carried_files(mover.source.path, directory)}
+    hashes["params.json"] = sha256(directory / "params.json")
+    trees = {
+        name: {each.name: Filled(each, dtype or mover.source.dtype(each.parts[0].key)) for each in tensors}
+        for name, tensors in layout(shape, tp, by_rows).items()
+    }
+    with progress("convert", sum(filled.bytes for tree in trees.values() for filled in tree.values()), "B") as shown:
+        return hashes | write_torch_files(mover, directory, trees, shown)
+
+
 def file_name(rank: int) -> str:
     """The name of a model-parallel rank's file."""
     return f"consolidated.{rank:02d}.pth"
@@ -39,9 +69,8 @@ def file_name(rank: int) -> str:
 def layout(shape: Shape, tp: int, by_rows: bool | None = None) -> dict[str, list[Stored]]:
     """What each file holds; `by_rows`: the embedding is split so (None: as the vocabulary's size says).
 
-    UserError if the model cannot be split over tp files.
+    Reading shares it: `check_split` says what Meta's code can use of it.
     """
-    _check_split(shape, tp)
     by_rows = meta_params.by_rows(shape) if by_rows is None else by_rows
     return {file_name(rank): list(_rank(shape, tp, rank, by_rows)) for rank in range(tp)}
 
@@ -49,7 +78,10 @@ def layout(shape: Shape, tp: int, by_rows: bool | None = None) -> dict[str, list
 def _rank(shape: Shape, tp: int, rank: int, by_rows: bool) -> Iterator[Stored]:
     """One file's tensors."""
     for key, row in FAMILIES[shape.family].keys(shape).items():
-        slices = row.slices(shape, tp, rank)
+        slices = [slice(0, size) for size in row.shape(shape)]
+        if row.shard_dim is not None:
+            slices[row.shard_dim] = chunk(slices[row.shard_dim].stop, tp, rank)
+        slices = tuple(slices)
         name = meta_name(key)
         if key == "embedding.weight":
             columns = (slice(0, shape.vocab), chunk(shape.hidden, tp, rank))
@@ -63,11 +95,19 @@ def _rank(shape: Shape, tp: int, rank: int, by_rows: bool) -> Iterator[Stored]:
 
 
 def _interleaved(name: str, key: str, slices: Slices, head_dim: int) -> Stored:
-    """The rows of whole heads, each head's in interleaved rotary order."""
+    """Rows of the whole tensor, each head's in interleaved rotary order; more files than KV heads cut heads."""
     rows, columns = slices
-    heads = range(rows.start // head_dim, rows.stop // head_dim)
-    parts = head_rows(key, heads, head_dim, columns.stop, 0, interleaved=True)
-    return Stored(name, sizes_of(slices), tuple(parts))
+    heads = range(rows.start // head_dim, -(-rows.stop // head_dim))
+    first = heads.start * head_dim
+    parts = head_rows(key, heads, head_dim, columns.stop, first, interleaved=True)
+    return Stored(name, sizes_of(slices), clip_rows(parts, rows.start, rows.stop))
+
+
+def split_dims(shape: Shape, by_rows: bool) -> dict[str, int | None]:
+    """The dimension that the files split of each of Meta's tensors; None: whole in each."""
+    rows = FAMILIES[shape.family].keys(shape)
+    dims = {meta_name(key): row.shard_dim for key, row in rows.items()}
+    return dims | {_OUTSIDE["embedding"]: 0 if by_rows else 1, _OUTSIDE["head"]: 0}
 
 
 def meta_name(key: str) -> str:
@@ -78,7 +118,7 @@ def meta_name(key: str) -> str:
     return f"layers.{layer}.{_LAYER[key.split('.', 2)[2].removesuffix('.weight')]}.weight"
 
 
-def _check_split(shape: Shape, tp: int) -> None:
+def check_split(shape: Shape, tp: int) -> None:
     """UserError unless whole heads go to each file, as Meta's code expects."""
     fits = [
         n for n in range(1, shape.num_kv_heads + 1) if not (shape.num_kv_heads % n or shape.hidden % n or shape.ffn % n)

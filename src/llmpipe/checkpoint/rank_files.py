@@ -1,9 +1,11 @@
 """Rank files: one safetensors file for each tensor and pipeline rank, with exactly the bytes that this rank holds.
 
-- `tp0-pp1.safetensors` holds the tensors of tp rank 0 on pipeline stage 1
+- `tp0-pp1.safetensors` holds the tensors of tp rank 0 on pipeline rank 1
 - keys are our names with global layer numbers (`layers.3.attention.q.weight`)
 - each tensor is the slice that `Tensor.slices` says; the vocabulary's true rows, the last rank may hold fewer
-- the header's metadata: {"tp": "2", "pp": "2", "checkpoint": digest, "format": "pt"}
+- the header's metadata: {"tp": "2", "pp": "2", "checkpoint": digest, "format": "pt"}; "vp": "2" with virtual stages,
+  "layers": "15,17" with an uneven split
+- an embedding that is also the head is on the first and on the last pipeline rank
 - beside them config.json, the tokenizer's files and manifest.json, which names the checkpoint's digest
 """
 
@@ -11,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from llmpipe.checkpoint import manifest, stream
+from llmpipe.checkpoint.blocks import FileSource
 from llmpipe.checkpoint.carried import carried_files, copy_hashed
-from llmpipe.checkpoint.source import Slices, TensorSource, check_tensors, overlap, resolved, sizes_of
+from llmpipe.checkpoint.hf import safetensors_file
+from llmpipe.checkpoint.layouts import Stored, blocks_of, piece
+from llmpipe.checkpoint.mover import Filled, Mover, write_files
+from llmpipe.checkpoint.source import TensorSource, check_tensors
 from llmpipe.errors import UserError
-from llmpipe.families import FAMILIES, from_hf_config
+from llmpipe.families import FAMILIES, Shape, from_hf_config
 from llmpipe.files import read_json
 from llmpipe.layout import Stages
 from llmpipe.progress import progress
@@ -28,35 +33,41 @@ def file_name(tp_rank: int, pp_rank: int) -> str:
     return f"tp{tp_rank}-pp{pp_rank}.safetensors"
 
 
-def write(source: TensorSource, directory: Path, tp: int, pp: int) -> manifest.Manifest:
-    """Split a checkpoint, or rank files of another layout, into finished rank files of tp x pp."""
-    shape, family = source.shape, FAMILIES[source.shape.family]
-    shape.check_split(tp, Stages(pp))
-    digest = checkpoint_digest(source.path)
-    metadata = _metadata(tp, pp, digest)
-    files = {
-        (t, p): {key: tensor.slices(shape, tp, t) for key, tensor in family.keys(shape, Stages(pp), p).items()}
-        for p in range(pp)
+def layout(shape: Shape, tp: int, stages: Stages) -> dict[str, list[Stored]]:
+    """What each rank's file holds; UserError if the model cannot be split so."""
+    shape.check_split(tp, stages)
+    family = FAMILIES[shape.family]
+    return {
+        file_name(t, p): [
+            piece(key, key, row.slices(shape, tp, t)) for key, row in family.keys(shape, stages, p).items()
+        ]
+        for p in range(stages.pp)
         for t in range(tp)
     }
-    entries = {
-        rank: [stream.Entry(key, source.dtype(key), sizes_of(slices)) for key, slices in table.items()]
-        for rank, table in files.items()
-    }
-    hashes = {}
-    with progress("shard", sum(entry.bytes for rank in entries.values() for entry in rank), "B") as shown:
-        for rank, table in files.items():
-            name = file_name(*rank)
-            hashes[name] = stream.write_file(
-                directory / name, entries[rank], lambda key, table=table: source.read(key, table[key]), metadata, shown
-            )
+
+
+def targets(source: TensorSource, tp: int, stages: Stages) -> dict[str, list[Filled]]:
+    """The ranks' files and the tensors of each, in their stored types."""
+    files = layout(source.shape, tp, stages)
+    return {name: [Filled(one, source.dtype(one.name)) for one in tensors] for name, tensors in files.items()}
+
+
+def write(mover: Mover, directory: Path, tp: int, stages: Stages) -> manifest.Manifest:
+    """Split a checkpoint, or rank files of another layout, into finished rank files."""
+    source = mover.source
+    digest = checkpoint_digest(source.path)
+    header = _metadata(tp, stages, {"checkpoint": digest})
+    files = targets(source, tp, stages)
+    with progress("shard", sum(tensor.bytes for tensors in files.values() for tensor in tensors), "B") as shown:
+        segments = {directory / name: safetensors_file(tensors, header) for name, tensors in files.items()}
+        hashes = write_files(mover, segments, shown)
     return finish(directory, source.path, "rank_files", {"path": str(source.path), "checkpoint": digest}, hashes)
 
 
 def write_rank(
     directory: Path,
-    layout_tp: int,
-    layout_pp: int,
+    tp: int,
+    stages: Stages,
     tp_rank: int,
     pp_rank: int,
     tensors: dict[str, torch.Tensor],
@@ -67,13 +78,12 @@ def write_rank(
     `metadata` is what stands in the header beside the layout: {"checkpoint": digest}.
     """
     entries = [stream.Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()]
-    header = metadata | {"tp": str(layout_tp), "pp": str(layout_pp), "format": "pt"}
     path = directory / file_name(tp_rank, pp_rank)
-    return stream.write_file(path, entries, lambda key: tensors[key].detach().cpu(), header)
+    return stream.write_file(path, entries, lambda key: tensors[key].detach().cpu(), _metadata(tp, stages, metadata))
 
 
 def finish(
-    directory: Path, carried_from: Path, kind: str, source: dict[str, Any], known_hashes: dict[str, str]
+    directory: Path, carried_from: Path, kind: str, source: dict[str, Any], known_hashes: dict[str, str | None]
 ) -> manifest.Manifest:
     """Copy the files that go along with the weights, then write the manifest: the directory is whole."""
     hashes = carried_files(carried_from, directory)
@@ -87,77 +97,53 @@ def checkpoint_digest(path: Path) -> str:
     return found.source["checkpoint"] if found.kind == "rank_files" else found.digest
 
 
-def _metadata(tp: int, pp: int, digest: str) -> dict[str, str]:
-    return {"tp": str(tp), "pp": str(pp), "checkpoint": digest, "format": "pt"}
+def _metadata(tp: int, stages: Stages, more: dict[str, str]) -> dict[str, str]:
+    virtual = {"vp": str(stages.vp)} if stages.vp > 1 else {}
+    uneven = {"layers": ",".join(map(str, stages.layers))} if stages.layers else {}
+    return more | {"tp": str(tp), "pp": str(stages.pp)} | virtual | uneven | {"format": "pt"}
 
 
-class RankFilesSource:
+def read_layout(path: Path) -> tuple[int, Stages]:
+    """tp and the stages that the header of a rank's file says."""
+    _, metadata = stream.read_header(path)
+    try:
+        layers = tuple(map(int, metadata["layers"].split(","))) if "layers" in metadata else ()
+        return int(metadata["tp"]), Stages(int(metadata["pp"]), int(metadata.get("vp", 1)), layers)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} does not say its layout in its header: shard the checkpoint again") from error
+
+
+class RankFilesSource(FileSource):
     """The rank files of any layout, read as the whole tensors that they are slices of."""
 
     def __init__(self, path: Path):
-        self.path = path
         config = path / "config.json"
-        self.shape = from_hf_config(read_json(config, "shard the checkpoint again"), str(config))
-        self._family = FAMILIES[self.shape.family]
-        self._table = self._family.keys(self.shape)
-        _, metadata = stream.read_header(path / file_name(0, 0))
-        try:
-            self.tp, self.pp = int(metadata["tp"]), int(metadata["pp"])
-        except (KeyError, ValueError) as error:
+        shape = from_hf_config(read_json(config, "shard the checkpoint again"), str(config))
+        super().__init__(path, shape, FAMILIES[shape.family].keys(shape))
+        self.tp, self.stages = read_layout(path / file_name(0, 0))
+        self._regions: set[tuple[str, str]] = set()
+        for name, tensors in layout(shape, self.tp, self.stages).items():
+            self._add_file(path / name, tensors)
+        self.check_covered()
+
+    def _add_file(self, path: Path, tensors: list[Stored]) -> None:
+        """The file is there, of this layout, with its slices and nothing else; copies of a slice are read once."""
+        if not path.is_file():
+            count = self.tp * self.stages.pp
             raise UserError(
-                f"{path / file_name(0, 0)} does not say its layout in its header: shard the checkpoint again"
-            ) from error
-        self._dtypes: dict[str, torch.dtype] = {}
-        self._stage: dict[str, int] = {}
-        for stage in range(self.pp):
-            self._check_stage(stage)
-        self._open: dict[str, Any] = {}
-
-    def _check_stage(self, stage: int) -> None:
-        """Every file of a stage is there, of this layout, with its slices and nothing else."""
-        table = self._family.keys(self.shape, Stages(self.pp), stage)
-        self._stage |= dict.fromkeys(table, stage)
-        for rank in range(self.tp):
-            path = self.path / file_name(rank, stage)
-            if not path.is_file():
-                raise UserError(
-                    f"{path} is missing: tp {self.tp} x pp {self.pp} is"
-                    f" {self.tp * self.pp} files: shard the checkpoint again"
-                )
-            entries, metadata = stream.read_header(path)
-            if (metadata.get("tp"), metadata.get("pp")) != (str(self.tp), str(self.pp)):
-                raise UserError(
-                    f"{path} is of tp {metadata.get('tp')} x pp {metadata.get('pp')}, but {file_name(0, 0)} beside it"
-                    f" is of tp {self.tp} x pp {self.pp}: shard the checkpoint again"
-                )
-            expected = {key: sizes_of(t.slices(self.shape, self.tp, rank)) for key, t in table.items()}
-            check_tensors(path, expected, {name: entry.shape for name, entry in entries.items()})
-            self._dtypes |= {name: entry.dtype for name, entry in entries.items()}
-
-    def keys(self) -> list[str]:
-        return list(self._table)
-
-    def dtype(self, key: str) -> torch.dtype:
-        return self._dtypes[key]
-
-    def read(self, key: str, slices: Slices | None = None) -> torch.Tensor:
-        tensor = self._table[key]
-        wanted = resolved(slices, tensor.shape(self.shape))
-        whole = torch.empty(sizes_of(wanted), dtype=self._dtypes[key])
-        read: set[tuple[tuple[int, int], ...]] = set()
-        for rank in range(self.tp):
-            region = tensor.slices(self.shape, self.tp, rank)
-            bounds = tuple((part.start, part.stop) for part in region)
-            common = overlap(region, wanted)
-            if common is None or bounds in read:  # ranks that hold the same rows: the first is read
-                continue
-            read.add(bounds)
-            inside, target = common
-            whole[target] = self._view(rank, key)[inside]
-        return whole
-
-    def _view(self, rank: int, key: str) -> Any:
-        name = file_name(rank, self._stage[key])
-        if name not in self._open:
-            self._open[name] = safe_open(self.path / name, framework="pt")
-        return self._open[name].get_slice(key)
+                f"{path} is missing: tp{self.tp}-{self.stages.name} is {count} files: shard the checkpoint again"
+            )
+        if read_layout(path) != (self.tp, self.stages):
+            tp, stages = read_layout(path)
+            raise UserError(
+                f"{path} is of tp{tp}-{stages.name}, but {file_name(0, 0)} beside it is of"
+                f" tp{self.tp}-{self.stages.name}: shard the checkpoint again"
+            )
+        held, _ = stream.read_header(path)
+        check_tensors(path, {one.name: one.shape for one in tensors}, {name: t.shape for name, t in held.items()})
+        for one in tensors:
+            self.dtypes[one.name] = held[one.name].dtype
+            region = (one.name, str([(part.rows, part.cols) for part in one.parts]))
+            if region not in self._regions:
+                self._regions.add(region)
+                self.blocks_by_key[one.name] += [block for _, block in blocks_of(one, held[one.name])]

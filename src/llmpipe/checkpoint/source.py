@@ -1,12 +1,15 @@
 """Where weights come from: one way to read every format, and what all readers check and cut."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from llmpipe.errors import UserError
 from llmpipe.families import Shape
+
+if TYPE_CHECKING:
+    from llmpipe.checkpoint.blocks import Block
 
 Slices = tuple[slice, ...]
 
@@ -30,6 +33,10 @@ class TensorSource(Protocol):
 
     def read(self, key: str, slices: Slices | None = None) -> torch.Tensor:
         """A fresh tensor in the stored type; `slices` are in the full tensor's coordinates, one per dimension."""
+        ...
+
+    def blocks(self, key: str) -> "list[Block] | None":
+        """Where its elements lie in files, each once; None if it is computed and `read` alone gives it."""
         ...
 
 

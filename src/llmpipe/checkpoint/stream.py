@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from llmpipe.checkpoint.blocks import StoredTensor
 from llmpipe.errors import UserError
 from llmpipe.files import CHUNK_BYTES, sha256, write_json
 from llmpipe.progress import Progress
@@ -29,6 +30,7 @@ from llmpipe.progress import Progress
 GET_AGAIN = "copy or download it again"
 INDEX = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5 * 10**9
+MAX_HEADER_BYTES = 100 * 10**6  # as the safetensors library
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -99,66 +101,87 @@ def write_file(
     return digest.hexdigest()
 
 
-def write_model(
-    directory: Path,
-    entries: list[Entry],
-    read: Callable[[str], torch.Tensor],
-    max_file_bytes: int = MAX_FILE_BYTES,
-    shown: Progress | None = None,
-) -> dict[str, str]:
-    """Write one model.safetensors, or numbered files up to `max_file_bytes` with an index; returns SHA-256 by file."""
-    parts = _split(entries, max_file_bytes)
-    if len(parts) == 1:
-        return {
-            "model.safetensors": write_file(directory / "model.safetensors", entries, read, {"format": "pt"}, shown)
-        }
-    hashes, weight_map = {}, {}
-    for number, part in enumerate(parts, 1):
-        name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        hashes[name] = write_file(directory / name, part, read, {"format": "pt"}, shown)
-        weight_map |= {entry.name: name for entry in part}
-    total = sum(entry.bytes for entry in entries)
-    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    return hashes | {INDEX: sha256(directory / INDEX)}
+def split(sizes: dict[str, int], max_file_bytes: int = MAX_FILE_BYTES) -> dict[str, list[str]]:
+    """The files of a model and the tensors of each, in order: one model.safetensors, or numbered ones up to the limit.
 
-
-def _split(entries: list[Entry], max_file_bytes: int) -> list[list[Entry]]:
-    """The entries in order, cut where a file would grow beyond the limit; a larger tensor has a file of its own."""
-    parts: list[list[Entry]] = [[]]
+    A tensor larger than the limit has a file of its own. `sizes` are bytes.
+    """
+    parts: list[list[str]] = [[]]
     size = 0
-    for entry in entries:
-        if parts[-1] and size + entry.bytes > max_file_bytes:
+    for name, count in sizes.items():
+        if parts[-1] and size + count > max_file_bytes:
             parts.append([])
             size = 0
-        parts[-1].append(entry)
-        size += entry.bytes
-    return parts
+        parts[-1].append(name)
+        size += count
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{number:05d}-of-{len(parts):05d}.safetensors": part for number, part in enumerate(parts, 1)}
 
 
-def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The tensors and the metadata of a file; UserError if it is not safetensors or not all there."""
+def write_index(directory: Path, files: dict[str, list[str]], total_bytes: int) -> dict[str, str]:
+    """Write model.safetensors.index.json if there are several files; returns its SHA-256 by name."""
+    if len(files) == 1:
+        return {}
+    weight_map = {name: file for file, names in files.items() for name in names}
+    write_json(directory / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+    return {INDEX: sha256(directory / INDEX)}
+
+
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors and the metadata of a file; UserError unless they fill it from the header to its end, each once."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise UserError(
                 f"{path} is truncated or not safetensors: its header says that it is {length} bytes long, but the file"
-                f" has {size} bytes: copy or download it again"
+                f" has {size} bytes: {GET_AGAIN}"
             )
-        try:
-            table = dict(json.loads(file.read(length)))
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path} is not safetensors, its header is not JSON ({error}): copy or download it again"
-            ) from error
+        if length > MAX_HEADER_BYTES:
+            raise UserError(f"{path} has a header of {length} bytes, more than {MAX_HEADER_BYTES}: {GET_AGAIN}")
+        table = _table(path, file.read(length))
     metadata = table.pop("__metadata__", {})
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in table.values()), default=0)
-    if size != expected:
-        raise UserError(f"{path} is truncated: {size} bytes found, {expected} expected: copy or download it again")
-    return {name: _entry(path, name, value) for name, value in table.items()}, metadata
+    found = {name: _stored(path, 8 + length, name, value) for name, value in table.items()}
+    _check_places(path, found, 8 + length, size)
+    return found, metadata
 
 
-def _entry(path: Path, name: str, value: dict[str, Any]) -> Entry:
-    if value["dtype"] not in DTYPES:
-        raise UserError(f"{path}: the tensor {name} is of type {value['dtype']}; llmpipe reads {', '.join(DTYPES)}")
-    return Entry(name, DTYPES[value["dtype"]], tuple(value["shape"]))
+def _table(path: Path, header: bytes) -> dict[str, Any]:
+    try:
+        pairs: list[tuple[str, Any]] = json.loads(header, object_pairs_hook=list)
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice:
+            raise UserError(f"{path} lists the tensor {twice} twice: {GET_AGAIN}")
+        return {name: dict(value) for name, value in pairs}
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not safetensors, its header is not JSON ({error}): {GET_AGAIN}") from error
+
+
+def _stored(path: Path, data: int, name: str, value: dict[str, Any]) -> StoredTensor:
+    if value.get("dtype") not in DTYPES:
+        raise UserError(f"{path}: the tensor {name} is of type {value.get('dtype')}; llmpipe reads {', '.join(DTYPES)}")
+    dtype = DTYPES[value["dtype"]]
+    try:
+        shape, (begin, end) = tuple(map(int, value["shape"])), value["data_offsets"]
+        fits = 0 <= begin <= end and end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0
+    except (KeyError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path}: the header's shape and offsets of {name} do not fit each other: {GET_AGAIN}")
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return StoredTensor(path, data + begin, dtype, shape, strides)
+
+
+def _check_places(path: Path, found: dict[str, StoredTensor], data: int, size: int) -> None:
+    """The format allows no gaps and no overlaps, and nothing behind the last tensor."""
+    at = data
+    for name, tensor in sorted(found.items(), key=lambda item: (item[1].offset, math.prod(item[1].shape))):
+        if tensor.offset != at:
+            raise UserError(f"{path}: {name} is at byte {tensor.offset}, but {at} is expected: {GET_AGAIN}")
+        at += math.prod(tensor.shape) * tensor.dtype.itemsize
+    if size != at:
+        raise UserError(f"{path} is truncated: {size} bytes found, {at} expected: {GET_AGAIN}")

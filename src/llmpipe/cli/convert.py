@@ -34,6 +34,6 @@ def command(source: Path, output: Path, to: str, dtype: str | None, shape: str |
     expected = named_size(shape) if shape else None
     cast = convert.DTYPES[dtype] if dtype else None
     if dry_run:
-        click.echo("\n".join(convert.plan(source, output, cast, expected)))
+        click.echo("\n".join(convert.plan_convert(source, output, cast, expected)))
     else:
         convert.convert(source, output, cast, expected)

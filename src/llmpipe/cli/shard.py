@@ -14,8 +14,14 @@ from llmpipe.cli import with_log
 @click.option(
     "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The rank files to make."
 )
+@click.option("--vp", type=click.IntRange(min=1), default=1, show_default=True, help="Virtual stages of a rank.")
+@click.option("--pp-layers", metavar="N,N,...", help="Layers of each stage, where the split is uneven: 15,17.")
+@click.option("--no-hash", is_flag=True, help="Take no SHA-256 of the weights: faster, and nothing can check them.")
+@click.option("--allow-nonfinite", is_flag=True, help="Write NaN and infinite values instead of refusing them.")
 @with_log
-def command(source: Path, tp: int, pp: int, output: Path) -> None:
+def command(
+    source: Path, tp: int, pp: int, output: Path, vp: int, pp_layers: str | None, no_hash: bool, allow_nonfinite: bool
+) -> None:
     """Split a checkpoint, or rank files of another layout, into one file for each of tp x pp ranks.
 
     \b
@@ -23,5 +29,6 @@ def command(source: Path, tp: int, pp: int, output: Path) -> None:
       llmpipe shard results/models/tiny_llama/checkpoint --tp 2 --pp 2 --output scratch/tp2-pp2
     """
     from llmpipe.checkpoint.convert import shard
+    from llmpipe.layout import Stages, parse_layers
 
-    shard(source, output, tp, pp)
+    shard(source, output, tp, Stages(pp, vp, parse_layers(pp_layers)), not no_hash, allow_nonfinite)

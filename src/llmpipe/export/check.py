@@ -51,7 +51,7 @@ def check_export(weights: Path, directory: Path) -> dict[str, Any]:
     num_tensors = check_tensors(source, open_source(directory))
     prompts = check_prompts(Tokenizer(weights), directory)
     probe = probe_rows(source.shape.vocab)
-    tp, pp = (source.tp, source.pp) if isinstance(source, RankFilesSource) else (1, 1)
+    tp, pp = (source.tp, source.stages.pp) if isinstance(source, RankFilesSource) else (1, 1)
     ours = run_ranks(rank_answers, tp * pp, weights, probe, prompts, tp, pp)[0]  # first: fork before torch has threads
     theirs = transformers_answers(directory, probe, prompts)
     difference = check_logits(ours.logits, theirs.logits)

@@ -7,6 +7,7 @@ import torch
 from llmpipe.checkpoint import hf, manifest
 from llmpipe.checkpoint.convert import check_output
 from llmpipe.checkpoint.formats import open_source
+from llmpipe.checkpoint.mover import Mover
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.export.card import model_card, read_table
 from llmpipe.export.check import check_export, check_memory
@@ -21,7 +22,7 @@ def export(path: Path, output: Path) -> manifest.Manifest:
     check_output(weights, output)
     check_memory(source)
     with atomic_directory(output) as part:
-        hashes = hf.write(source, part, stored_dtype(source))
+        hashes = hf.write(Mover(source), part, stored_dtype(source))
         card = model_card(run.get("name") or output.name, source.shape, identity(weights), run, read_table(path))
         write_text(part / "README.md", card)
         write_json(part / "check.json", check_export(weights, part))

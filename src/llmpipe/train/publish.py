@@ -42,7 +42,7 @@ def _publish_weights(job: Job, model: nn.Module, groups: Groups) -> str:
     metadata = {"checkpoint": job.model_digest()}
     if groups.at.dp == 0:
         at = groups.at
-        sha256 = rank_files.write_rank(part, layout.tp, layout.pp, at.tp, at.pp, tensors, metadata)
+        sha256 = rank_files.write_rank(part, layout.tp, layout.stages, at.tp, at.pp, tensors, metadata)
         written = rank_files.file_name(at.tp, at.pp), sha256
         fsync(part / written[0])
     hashes: list[tuple[str, str] | None] = [None] * dist.get_world_size()
