@@ -54,6 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
     "qwen3, biases": {"model_type": "qwen3", "head_dim": 8, "attention_bias": True},
     "falcon 7b": _FALCON,
+    "falcon, 4 heads": _FALCON | {"num_attention_heads": 4, "hidden_size": 32},
     "falcon, 71 heads": _FALCON | {"num_attention_heads": 71, "hidden_size": 142, "num_hidden_layers": 1},
     "falcon, all heads": _FALCON | {"multi_query": False, "tie_word_embeddings": False},
     "falcon 40b": _FALCON_NEW | {"tie_word_embeddings": False},
@@ -61,14 +62,11 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def theirs(name: str) -> PreTrainedModel:
+def theirs(name: str, **changes: Any) -> PreTrainedModel:
     """transformers' model with all its parameters random, biases and norms too."""
     torch.manual_seed(0)
-    given = {
-        key: value for key, value in ({"model_type": "llama"} | _SIZES | MODELS[name]).items() if value is not None
-    }
-    if "sliding_window" in MODELS[name]:
-        given["sliding_window"] = MODELS[name]["sliding_window"]
+    given = {"model_type": "llama"} | _SIZES | MODELS[name] | changes
+    given = {key: value for key, value in given.items() if value is not None or key == "sliding_window"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**given), attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():

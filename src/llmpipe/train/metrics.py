@@ -9,12 +9,13 @@ step stands there once, whatever happened.
 """
 
 import json
+import math
 import time
 from pathlib import Path
 
 import torch
 
-from llmpipe.families import FAMILIES, Shape
+from llmpipe.families import FAMILIES, Shape, layer_of
 from llmpipe.parallel.groups import Groups
 from llmpipe.progress import Progress
 from llmpipe.train.job import Job
@@ -24,14 +25,22 @@ PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S"
 
 
 def flops_per_token(shape: Shape, seq_len: int) -> float:
-    """Forward and backward arithmetic of one token: 6 · matrix parameters + 6 · layers · heads · head_dim · seq_len.
+    """Forward and backward arithmetic of one token: 6 · matrix parameters + 12 · heads · head_dim · tokens seen.
 
-    The second term is causal attention's (half of the full square); recomputation does not count.
+    The embedding is looked up, the head multiplied, tied or not. A token sees half of the text on average, less in
+    layers with a window; recomputation does not count.
     """
     keys = FAMILIES[shape.family].keys(shape)
-    matrices = {key: row for key, row in keys.items() if len(row.dims) == 2 and key != "embedding.weight"}
-    parameters = sum(row.shape(shape)[0] * row.shape(shape)[1] for row in matrices.values())
-    return 6.0 * parameters + 6.0 * shape.num_layers * shape.num_heads * shape.head_dim * seq_len
+    head = "embedding.weight" if shape.tie_embeddings else "head.weight"
+    matrices = [row for key, row in keys.items() if len(row.dims) == 2 and (key == head or layer_of(key) is not None)]
+    seen = sum(_mean_seen(seq_len, shape.window_of(layer)) for layer in range(shape.num_layers))
+    return 6.0 * sum(math.prod(row.shape(shape)) for row in matrices) + 12.0 * shape.num_heads * shape.head_dim * seen
+
+
+def _mean_seen(seq_len: int, window: int | None) -> float:
+    """The tokens that a token of a text sees on average: those before it, at most `window`."""
+    most = min(window or seq_len, seq_len)
+    return most * (1 - most / (2 * seq_len))
 
 
 def peak_flops(device: torch.device) -> float:

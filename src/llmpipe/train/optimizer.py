@@ -37,6 +37,7 @@ class Optimizer:
             self.parameters[key].grad = local(parameter.grad)
             parameter.grad = None
         self._sum_over_tp()
+        self._sum_tied()
         norm = self._norm()
         scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
         for parameter in self.parameters.values():
@@ -85,12 +86,34 @@ class Optimizer:
     def _slot(self, key: str) -> int:
         return self.groups.at.tp // self.copies(key)
 
+    def is_tied_copy(self, key: str) -> bool:
+        """Whether the first and the last pipeline rank both hold a parameter: an embedding that is also the head."""
+        return self.shape.tie_embeddings and self.groups.layout.pp > 1 and key == "embedding.weight"
+
+    def _sum_tied(self) -> None:
+        """One stage has the embedding's gradient, another the head's: they swap them, and both take the sum.
+
+        a + b is b + a to the last bit, so that the copies stay equal.
+        """
+        last = self.groups.layout.pp - 1
+        for key in filter(self.is_tied_copy, self.parameters):
+            own = self.parameters[key].grad
+            assert own is not None
+            theirs, other = torch.empty_like(own), last if self.groups.is_first_stage else 0
+            swap = [
+                dist.P2POp(dist.isend, own, group=self.groups.pp, group_peer=other),
+                dist.P2POp(dist.irecv, theirs, group=self.groups.pp, group_peer=other),
+            ]
+            for work in dist.batch_isend_irecv(swap):
+                work.wait()
+            own.add_(theirs)
+
     def _norm(self) -> torch.Tensor:
-        """The norm over all ranks' shards; what several tp ranks hold counts once."""
+        """The norm over all ranks' shards; what several ranks hold counts once."""
         total = torch.zeros((), device=self.groups.device)
         for key, parameter in self.parameters.items():
             assert parameter.grad is not None
-            total += parameter.grad.square().sum() / self.copies(key)
+            total += parameter.grad.square().sum() / (self.copies(key) * (2 if self.is_tied_copy(key) else 1))
         dist.all_reduce(total)
         return total.sqrt()
 

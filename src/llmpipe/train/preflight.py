@@ -11,6 +11,7 @@ from llmpipe.data.loader import check_batch, check_tokenizer, check_vocab
 from llmpipe.data.sampling import part_of
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
+from llmpipe.model.rope import longest_text
 from llmpipe.train.job import Job
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ def preflight(job: Job) -> None:
     """UserError for a job that cannot work; logs the batch's arithmetic as one sentence."""
     recipe, layout = job.recipe, job.layout
     check_device(layout)
+    if layout.vp != 1:
+        raise UserError(f"layout: vp is {layout.vp}; this version of llmpipe trains with vp: 1 only")
     shape = open_source(Path(job.model)).shape
     shape.check_split(layout.tp, layout.stages)
     check_batch(recipe.global_batch, layout.micro_batch, layout.dp)
@@ -43,8 +46,8 @@ def preflight(job: Job) -> None:
         raise UserError(
             f"tp {layout.tp} does not divide micro_batch x seq_len = {layout.micro_batch} x {recipe.seq_len}"
         )
-    if recipe.seq_len > shape.max_positions:
-        raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {shape.max_positions} positions")
+    if recipe.seq_len > longest_text(shape):
+        raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {longest_text(shape)} positions")
     tokenizer = Path(job.model) / "tokenizer.model"
     for prefix in job.data:
         part_of(Reader(Path(prefix)), job.split, "train")
