@@ -8,6 +8,8 @@
 """
 
 import logging
+import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from llmpipe.files import read_json
 
 log = logging.getLogger(__name__)
 
-_DERIVED = ("rope.freqs",)
+# Llama 2's, Llama 1's, and that of MinfanZhao's converter.
+_DERIVED = re.compile(r"rope\.freqs|layers\.\d+\.attention\.inner_attention\.rope\.freqs")
 _PARAMS = {
     "dim", "ffn_dim_multiplier", "max_batch_size", "max_seq_len", "multiple_of", "n_heads", "n_kv_heads", "n_layers",
     "norm_eps", "rope_scaling_factor", "rope_theta", "use_scaled_rope", "vocab_size",
@@ -152,7 +155,7 @@ class MetaSource(FileSource):
     def _check_tensors(self, by_rows: bool) -> None:
         """Every tensor is there once in its shape, and what the shards all hold is the same in each."""
         dims, expected = meta_write.split_dims(self.shape, by_rows), meta_write.layout(self.shape, 1, by_rows)
-        derived = [name for name in self._first if name in _DERIVED]
+        derived = [name for name in self._first if _DERIVED.fullmatch(name)]
         if derived:
             log.info("%s: ignored, derived from params.json: %s", self.path, ", ".join(derived))
         found = {name: self._merged(name, dims.get(name)) for name in self._first if name not in derived}
@@ -165,7 +168,7 @@ class MetaSource(FileSource):
     def _add_blocks(self, by_rows: bool) -> None:
         """Where each of our tensors lies in the shards."""
         dims, head = meta_write.split_dims(self.shape, by_rows), meta_write.meta_name("head.weight")
-        for name, layout in meta_write.layout(self.shape, len(self._shards), by_rows).items():
+        for name, layout in meta_write.layout(self.shape, len(self._shards), by_rows, self._vocab()).items():
             shard = self._shards[name]
             for stored in layout:
                 if shard[stored.name].shape != stored.shape:
@@ -179,6 +182,11 @@ class MetaSource(FileSource):
                     for key, block in blocks_of(stored, shard[stored.name]):
                         self.blocks_by_key[key].append(block)
                         self.dtypes[key] = shard[stored.name].dtype
+
+    def _vocab(self) -> list[slice]:
+        """Each shard's rows of the head."""
+        ends = list(accumulate(shard[meta_write.meta_name("head.weight")].shape[0] for shard in self._shards.values()))
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _check_tied(self, shard: dict[str, StoredTensor], by_rows: bool) -> None:
         """The head is the embedding; several shards that split the two differently are not compared."""

@@ -19,7 +19,7 @@ from llmpipe.checkpoint.mover import Filled, Mover
 from llmpipe.checkpoint.source import Slices, sizes_of
 from llmpipe.checkpoint.torch_write import write_torch_files
 from llmpipe.errors import UserError
-from llmpipe.families import FAMILIES, Shape, layer_of
+from llmpipe.families import FAMILIES, Shape, Tensor, layer_of
 from llmpipe.files import sha256, write_json
 from llmpipe.layout import chunk
 from llmpipe.progress import progress
@@ -66,23 +66,23 @@ def file_name(rank: int) -> str:
     return f"consolidated.{rank:02d}.pth"
 
 
-def layout(shape: Shape, tp: int, by_rows: bool | None = None) -> dict[str, list[Stored]]:
+def layout(
+    shape: Shape, tp: int, by_rows: bool | None = None, vocab: list[slice] | None = None
+) -> dict[str, list[Stored]]:
     """What each file holds; `by_rows`: the embedding is split so (None: as the vocabulary's size says).
 
-    Reading shares it: `check_split` says what Meta's code can use of it.
+    Reading shares it: `check_split` says what Meta's code can use of it; `vocab` are each file's rows of the head where
+    they are not as Meta's tool cuts them (others' tools give the rows that do not divide to the last file).
     """
     by_rows = meta_params.by_rows(shape) if by_rows is None else by_rows
-    return {file_name(rank): list(_rank(shape, tp, rank, by_rows)) for rank in range(tp)}
+    vocab = vocab or [chunk(shape.vocab, tp, rank) for rank in range(tp)]
+    return {file_name(rank): list(_rank(shape, tp, rank, by_rows, vocab[rank])) for rank in range(tp)}
 
 
-def _rank(shape: Shape, tp: int, rank: int, by_rows: bool) -> Iterator[Stored]:
+def _rank(shape: Shape, tp: int, rank: int, by_rows: bool, vocab: slice) -> Iterator[Stored]:
     """One file's tensors."""
     for key, row in FAMILIES[shape.family].keys(shape).items():
-        slices = [slice(0, size) for size in row.shape(shape)]
-        if row.shard_dim is not None:
-            slices[row.shard_dim] = chunk(slices[row.shard_dim].stop, tp, rank)
-        slices = tuple(slices)
-        name = meta_name(key)
+        name, slices = meta_name(key), _slices(shape, row, tp, rank, vocab)
         if key == "embedding.weight":
             columns = (slice(0, shape.vocab), chunk(shape.hidden, tp, rank))
             yield piece(name, key, slices if by_rows else columns)
@@ -92,6 +92,15 @@ def _rank(shape: Shape, tp: int, rank: int, by_rows: bool) -> Iterator[Stored]:
             yield _interleaved(name, key, slices, shape.head_dim)
         else:
             yield piece(name, key, slices)
+
+
+def _slices(shape: Shape, row: Tensor, tp: int, rank: int, vocab: slice) -> Slices:
+    """A file's part of one of our tensors; unlike a rank's, of KV heads fewer than files too."""
+    slices = [slice(0, size) for size in row.shape(shape)]
+    if row.shard_dim is not None:
+        size = slices[row.shard_dim].stop
+        slices[row.shard_dim] = vocab if row.dims[row.shard_dim] == "vocab" else chunk(size, tp, rank)
+    return tuple(slices)
 
 
 def _interleaved(name: str, key: str, slices: Slices, head_dim: int) -> Stored:
