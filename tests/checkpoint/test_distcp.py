@@ -16,7 +16,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch_files import loaded
 
 from llmpipe.checkpoint.distcp import Sharded, locate, read_distcp
-from llmpipe.checkpoint.torch_file import read_torch_file
+from llmpipe.checkpoint.torch_file import read_torch_file, verify_crc
 from llmpipe.errors import UserError
 from llmpipe.parallel.processes import run_ranks
 
@@ -184,6 +184,20 @@ def test_damaged_bytes_of_a_chunk(saved: Path) -> None:
         file.write(bytes(item.size))
     with pytest.raises(UserError, match=r"__0_0\.distcp is truncated or no file of torch\.save"):
         locate(tensor, tensor.chunks[0])
+
+
+def test_a_flipped_bit_of_a_chunk_is_found_by_its_checksum(saved: Path) -> None:
+    tensor = read_distcp(saved).tensors["model.a"]
+    item = tensor.chunks[0].item
+    assert verify_crc(item.file, start=item.start, size=item.size)
+    place = locate(tensor, tensor.chunks[0]).offset + 11
+    with item.file.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(UserError, match=r"__0_0\.distcp is damaged \(the checksum of archive/data/0 differs"):
+        verify_crc(item.file, start=item.start, size=item.size)
 
 
 def test_metadata_is_missing(tmp_path: Path) -> None:

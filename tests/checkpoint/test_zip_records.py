@@ -83,3 +83,12 @@ def test_every_flipped_byte_of_the_directory_is_an_error_or_harmless(tmp_path: P
             all_loaded(read_torch_file(path, stand_ins=rng.random() < 0.5))
         except UserError as error:
             assert str(path) in str(error)
+
+
+def test_an_empty_archive(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "file.pt", b"\x80\x02}.")
+    data = path.read_bytes()
+    end = len(data) - 22
+    path.write_bytes(data[:end] + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 0, 0, 0, end, 0))
+    with pytest.raises(UserError, match="an archive in it is empty"):
+        read_torch_file(path)

@@ -71,7 +71,7 @@ def read_distcp(directory: Path) -> Container:
     metadata = read_inert(path.read_bytes(), path, find(NAMES, stand_ins=True))
     try:
         return _container(metadata, directory)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not what torch.distributed.checkpoint writes ({error}): {_DAMAGED}") from error
 
 

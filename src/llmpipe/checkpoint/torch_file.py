@@ -101,10 +101,15 @@ def tensors(tree: Any) -> dict[str, StoredTensor]:
     return found
 
 
-def verify_crc(path: Path, advance: Callable[[int], None] | None = None) -> bool:
-    """Whether the file has checksums; UserError if one differs from its record's bytes, all of which are read."""
+def verify_crc(
+    path: Path, advance: Callable[[int], None] | None = None, start: int = 0, size: int | None = None
+) -> bool:
+    """Whether the file has checksums; UserError if one differs from its record's bytes, all of which are read.
+
+    `advance` hears of the bytes read; `size` bytes from `start` on are the file.
+    """
     with path.open("rb") as file:
-        records = read_records(file, path)
+        records = read_records(file, path, start, size)
         if not any(record.crc for record in records.values()):  # torch.serialization.set_crc32_options(False)
             return False
         for record in records.values():

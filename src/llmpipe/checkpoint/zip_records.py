@@ -91,6 +91,8 @@ def _record(part: Part, info: zipfile.ZipInfo, start: int) -> Record:
 
 def _apart(records: list[Record], end: int, path: Path) -> dict[str, Record]:
     """By name; UserError if one begins before the one before it ends."""
+    if not records:
+        raise UserError(f"{path} is damaged (an archive in it is empty): copy or download it again")
     ends = [record.offset + record.size for record in records]
     for record, stop, limit in zip(records, ends, [*(record.header for record in records[1:]), end], strict=True):
         if stop > limit:
