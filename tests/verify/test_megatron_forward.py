@@ -158,6 +158,13 @@ def test_what_is_laid_out_wrongly_differs(models, tmp_path, monkeypatch, change)
     assert difference(opened(path), hf) > 1e-3
 
 
+def test_megatron_llm_s_old_permutation_is_what_the_user_says_it_is(models, tmp_path, monkeypatch):
+    hf = models[2, twins.THETA]
+    monkeypatch.setattr("megatron_twins.interleave", lambda tensor: tensor)
+    path = twins.write("epf", load_file(hf / "model.safetensors"), tmp_path, 2, 1, 2)
+    assert difference(MegatronModel(path, assumed={"vocabulary": twins.VOCAB}, old_permutation=True), hf) <= 1e-5
+
+
 def test_the_user_s_word_goes_before_the_files(models, tmp_path):
     hf = models[2, twins.THETA]
     path = twins.write("epf", load_file(hf / "model.safetensors"), tmp_path, 1, 1, 2, rope_theta=1e4)

@@ -35,12 +35,17 @@ class MegatronModel:
         rounded_to: torch.dtype | None = None,
         said: Mapping[str, float] | None = None,
         assumed: Mapping[str, float] | None = None,
+        old_permutation: bool = False,
     ):
-        """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use."""
+        """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use.
+
+        `old_permutation`: Megatron-LLM's of before August 2023, which nothing in the files tells.
+        """
         self.path, self.rounded_to = path, rounded_to
         files = DistFiles(path) if (iteration_of(path) / ".metadata").is_file() else RankFiles(path)
         self.weights = Weights(files)
         self.num_layers = self.weights.num_layers
+        self._neighbours = self.weights.convention.neighbours and not old_permutation
         self.hidden = self.weights.sizes(None, "embedding.weight")[1]
         self.settings = Settings(path, self.weights.convention.name, files.args, said or {}, assumed or {})
         self.settings.read_heads(self.hidden)
@@ -99,7 +104,7 @@ class MegatronModel:
         if self.weights.has(layer, "q norm.weight"):
             q, k = self._norm(q, layer, "q norm"), self._norm(k, layer, "k norm")
         angles = positions.float()[..., None, None] / self.settings.stretch * self.settings.frequencies()
-        rotate = _rotate_neighbours if self.weights.convention.neighbours else _rotate_halves
+        rotate = _rotate_neighbours if self._neighbours else _rotate_halves
         attended = _attend(rotate(q, angles), rotate(k, angles), v, self.settings.window)  # (B, T, H, D)
         return self._linear(attended.flatten(-2), layer, "dense")
 

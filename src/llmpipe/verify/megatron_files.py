@@ -18,7 +18,7 @@ from llmpipe.checkpoint.inert import StandIn
 from llmpipe.checkpoint.torch_file import StoredTensor, read_torch_file
 from llmpipe.errors import UserError
 
-_RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?")
+_RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_dp_000)?")  # _dp: alibaba's --distributed-checkpointing
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
