@@ -95,7 +95,7 @@ def test_damaged_directories_are_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"has config.json but no \*.safetensors"):
         HfModel(checkpoint)
     edit_config(checkpoint, model_type="gpt2")
-    with pytest.raises(UserError, match="model_type 'gpt2': this version verifies 'llama' only"):
+    with pytest.raises(UserError, match="model_type 'gpt2': llmpipe verifies llama, mistral"):
         HfModel(checkpoint)
     (checkpoint / "config.json").write_text('{"model_type": ')
     with pytest.raises(UserError, match=r"config.json cannot be read by transformers"):

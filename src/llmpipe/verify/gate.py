@@ -59,8 +59,8 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
 
 def _forward(candidate: HfModel, source: MetaModel | HfModel, subject: Path) -> Findings:
     """Both forwards on the probe; transformers is not compared with itself: a source of its own meets our decoder."""
-    vocab = int(min(side.hyper_parameters()["vocabulary"] for side in (source, candidate)))
-    tokens, positions = probe(vocab, candidate.max_positions)
+    vocab = int(min(float(side.hyper_parameters()["vocabulary"]) for side in (source, candidate)))
+    tokens, positions = probe(vocab, candidate.longest_text)
     try:
         runner = OurModel(subject) if isinstance(source, HfModel) else candidate
     except UserError as error:  # a tensor missing or left over

@@ -23,7 +23,7 @@ class Inventory(Protocol):
     def names(self) -> list[str]: ...
     def dtype(self, name: str) -> torch.dtype: ...
     def read(self, name: str) -> torch.Tensor: ...
-    def hyper_parameters(self) -> dict[str, float]: ...
+    def hyper_parameters(self) -> dict[str, float | str]: ...
 
 
 Print = tuple[tuple[int, ...], int]
@@ -139,7 +139,13 @@ def hyper_parameter_checks(reference: Inventory, subject: Inventory) -> Findings
     """The row of the card on the hyper-parameters, and the first that differs."""
     theirs, ours = reference.hyper_parameters(), subject.hyper_parameters()
     wrong = [
-        f"{name}: {ours[name]:g}, the source has {value:g}" for name, value in theirs.items() if ours[name] != value
+        f"{name}: {_shown(ours.get(name, 'none'))}, the source has {_shown(value)}"
+        for name, value in theirs.items()
+        if ours.get(name) != value
     ]
-    detail = "; ".join(wrong) or ", ".join(f"{name} {value:g}" for name, value in ours.items())
+    detail = "; ".join(wrong) or ", ".join(f"{name} {_shown(value)}" for name, value in ours.items())
     return [at_most("hyper-parameters that differ", len(wrong), 0, detail)], next(iter(wrong), None)
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"

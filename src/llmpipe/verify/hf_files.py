@@ -1,0 +1,83 @@
+"""The weight files of a Hugging Face directory, read by the libraries that define them: safetensors, torch for .bin."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from llmpipe.errors import UserError
+
+
+class WeightFiles:
+    """Every tensor of a directory by name; one is in memory only while it is used."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.files = _key_files(path)
+        self._handles: dict[str, Any] = {}
+
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self.files)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor in its stored type; UserError if no file has it."""
+        handle = self._handle(name)
+        return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's stored type; nothing is read."""
+        handle = self._handle(name)
+        return handle[name].dtype if isinstance(handle, dict) else handle.get_slice(name)[:0].dtype
+
+    def shape(self, name: str) -> list[int]:
+        """A tensor's sizes; nothing is read."""
+        handle = self._handle(name)
+        return list(handle[name].shape) if isinstance(handle, dict) else handle.get_slice(name).get_shape()
+
+    def _handle(self, name: str) -> Any:
+        """The open file that holds a tensor."""
+        if name not in self.files:
+            raise UserError(f"{self.path} lacks {name}, which transformers needs: convert it again")
+        file = self.files[name]
+        if file not in self._handles:
+            path = self.path / file
+            self._handles[file] = _state_dict(path) if path.suffix == ".bin" else safe_open(path, framework="pt")
+        return self._handles[file]
+
+
+def _state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """A .bin, mapped into memory, nothing but tensors unpickled."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read as a file of plain tensors: {error}") from error
+
+
+def _key_files(path: Path) -> dict[str, str]:
+    """The file of each tensor, by the files' own headers; UserError if the index says otherwise."""
+    files: dict[str, str] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                files |= dict.fromkeys(handle.keys(), file.name)
+        except SafetensorError as error:
+            raise UserError(f"{file} is not a whole safetensors file ({error}): make it again") from error
+    index = path / "model.safetensors.index.json"
+    if not files:
+        index = path / "pytorch_model.bin.index.json"
+        for file in sorted(path.glob("pytorch_model*.bin")):
+            files |= dict.fromkeys(_state_dict(file), file.name)
+    if not files:
+        raise UserError(f"{path} has config.json but no *.safetensors: put the weight files beside it")
+    if index.is_file():
+        listed = json.loads(index.read_text())["weight_map"]
+        wrong = sorted(name for name in files.keys() | listed.keys() if files.get(name) != listed.get(name))
+        if wrong:
+            raise UserError(
+                f"{index} disagrees with the files: {wrong[0]} is in {files.get(wrong[0], 'none')}, not where it says"
+            )
+    return files
