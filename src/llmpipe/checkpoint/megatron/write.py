@@ -1,0 +1,119 @@
+"""Megatron directories, written: rank files of TP x PP in any dialect, and latest_checkpointed_iteration.txt."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmpipe.checkpoint.layouts import Part, Stored
+from llmpipe.checkpoint.megatron.dialect import Dialect, Written
+from llmpipe.checkpoint.megatron.directory import FILES, TRACKER
+from llmpipe.checkpoint.megatron.layout import Grid, Place, check_split, rank_layout
+from llmpipe.checkpoint.mover import Filled, Mover
+from llmpipe.checkpoint.torch_write import tensors_to_fill, write_torch_files
+from llmpipe.errors import UserError
+from llmpipe.families import Shape
+from llmpipe.files import sha256, write_text
+from llmpipe.layout import Stages
+from llmpipe.progress import progress
+
+VOCAB_MULTIPLE = 128
+"""Megatron's default make_vocab_size_divisible_by."""
+
+
+def targets(
+    shape: Shape,
+    dialect: Dialect,
+    dtype: torch.dtype,
+    tp: int,
+    stages: Stages,
+    vocab_multiple: int = VOCAB_MULTIPLE,
+) -> dict[str, Any]:
+    """Each file's tree, with a Filled for each tensor, by its path below the root; UserError if it cannot be."""
+    if dialect.by_name_only:
+        raise UserError(f"--dialect {dialect.name} is for reading: {dialect.system} is written in another")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise UserError(f"Megatron's files hold fp32, fp16 or bf16, not {dtype}: choose one with --dtype")
+    step = vocab_multiple * tp
+    padded = -(-shape.vocab // step) * step
+    grid = Grid(tp, stages, padded, dialect.interleaved)
+    check_split(dialect, shape, grid)
+    args = dialect.write_args(shape, Written(tp, stages, dtype, padded, vocab_multiple))
+    return {
+        _file(dialect, tp_rank, pp_rank, stages.pp): {
+            "args": args,
+            **dialect.outer,
+            **_models(shape, dialect, grid, dtype, tp_rank, pp_rank),
+        }
+        for pp_rank in range(stages.pp)
+        for tp_rank in range(tp)
+    }
+
+
+def write(
+    mover: Mover,
+    directory: Path,
+    dialect: Dialect,
+    tp: int,
+    stages: Stages,
+    dtype: torch.dtype | None = None,
+    vocab_multiple: int = VOCAB_MULTIPLE,
+) -> dict[str, str | None]:
+    """Fill a directory with a source's ranks; returns the files' SHA-256, None where the mover takes none.
+
+    A file is in one type, as Megatron's models are: `dtype`, or else that of the source's embedding.
+    """
+    dtype = dtype or mover.source.dtype("embedding.weight")
+    trees = targets(mover.source.shape, dialect, dtype, tp, stages, vocab_multiple)
+    with progress("convert", bytes_of(trees), "B") as shown:
+        hashes = write_torch_files(mover, directory, trees, shown)
+    write_text(directory / TRACKER, "release" if dialect.folder == "release" else str(int(dialect.folder[5:])))
+    return hashes | {TRACKER: sha256(directory / TRACKER)}
+
+
+def bytes_of(trees: dict[str, Any]) -> int:
+    """The bytes of all tensors."""
+    return sum(filled.bytes for tree in trees.values() for filled in tensors_to_fill(tree).values())
+
+
+def _file(dialect: Dialect, tp_rank: int, pp_rank: int, pp: int) -> str:
+    stage = f"_{pp_rank:03d}" if pp > 1 else ""
+    return f"{dialect.folder}/mp_rank_{tp_rank:02d}{stage}/{FILES[0]}"
+
+
+def _models(
+    shape: Shape, dialect: Dialect, grid: Grid, dtype: torch.dtype, tp_rank: int, pp_rank: int
+) -> dict[str, Any]:
+    """`model`, or model0, model1 ... of virtual stages."""
+    stages = range(pp_rank, grid.stages.pp * grid.stages.vp, grid.stages.pp)
+    return {
+        f"model{number}" if grid.stages.vp > 1 else "model": _nested(
+            {
+                item.stored.name: Filled(_padded(item.stored, shape), dtype)
+                for item in rank_layout(dialect, shape, grid, Place(tp_rank, stage))
+            },
+            dialect.tables,
+        )
+        for number, stage in enumerate(stages)
+    }
+
+
+def _padded(stored: Stored, shape: Shape) -> Stored:
+    """A rank that holds padding alone, as copies of the last true row, has that row for its first."""
+    if stored.padding != "last" or stored.parts:
+        return stored
+    key = "head.weight" if not shape.tie_embeddings and "embedding" not in stored.name else "embedding.weight"
+    last = Part(key, slice(shape.vocab - 1, shape.vocab), slice(0, shape.hidden))
+    return Stored(stored.name, stored.shape, (last,), padding="last")
+
+
+def _nested(tensors: dict[str, Filled], tables: tuple[str, ...]) -> dict[str, Any]:
+    """Tensors in tables within tables; a name's part below the innermost is one key, dots and all."""
+    tree: dict[str, Any] = {}
+    for name, filled in tensors.items():
+        here, start = tree, 0
+        for table in sorted((table for table in tables if name.startswith(f"{table}.")), key=len):
+            here = here.setdefault(table[start:], {})
+            start = len(table) + 1
+        here[name[start:]] = filled
+    return tree
