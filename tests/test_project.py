@@ -72,6 +72,14 @@ def test_wrong_layout_names_its_file(config: Path) -> None:
         project.layout("mine")
 
 
+def test_weights_from_the_hub_are_fetched_to_a_place_of_the_models_own(config: Path) -> None:
+    (config / "models/mine.yaml").write_text("source: hf://org/name@v1")
+    assert project.source("mine", lambda path: False) == "results/models/mine/source"
+    assert project.hub_source("mine") == "hf://org/name@v1"
+    with pytest.raises(UserError, match=r"models/llama2_7b\.yaml: nothing is fetched for the source weights/"):
+        project.hub_source("llama2_7b")
+
+
 def test_files_and_options_of_a_run(config: Path) -> None:
     (config / "corpora/more.yaml").write_text("files: [more.txt]")
     write_run(config, data="{text: 2, more: 0.5}", split="[8, 1, 1]", layout="{gpus_per_node: 8, tp: 2, pp: 2}")
@@ -90,6 +98,18 @@ def test_files_and_options_of_a_run(config: Path) -> None:
         " --config-file config/runs/mine.yaml --config-file config/models/llama2_7b.yaml"
         " --config-file config/corpora/text.yaml --config-file config/corpora/more.yaml"
     )
+
+
+def test_uneven_stages_reach_rank_files_and_training(config: Path) -> None:
+    write_run(config, layout="{gpus_per_node: 2, pp: 2, pp_layers: [15, 17]}")
+    assert project.rank_files("mine") == "results/models/llama2_7b/tp1-pp2-layers15.17"
+    assert " --pp-layers 15,17 " in project.finetune_options("mine")
+
+
+def test_virtual_stages_are_refused_for_a_run(config: Path) -> None:
+    write_run(config, layout="{gpus_per_node: 2, pp: 2, vp: 2}")
+    with pytest.raises(UserError, match=r"runs/mine\.yaml: layout: vp is 2; this version of llmpipe trains with vp: 1"):
+        project.layout("mine")
 
 
 def test_evaluation_takes_the_gpus_that_share_a_layer(config: Path) -> None:

@@ -42,6 +42,11 @@ class Layout:
         if self.cp != 1:
             raise UserError(f"layout: cp is {self.cp}; this version of llmpipe runs cp: 1 only")
 
+    def check_training(self) -> None:
+        """UserError for what rank files may have, but a training not yet."""
+        if self.vp != 1:
+            raise UserError(f"layout: vp is {self.vp}; this version of llmpipe trains with vp: 1 only")
+
     @property
     def processes(self) -> int:
         return self.nodes * self.gpus_per_node

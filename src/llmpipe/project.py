@@ -64,7 +64,9 @@ def run(name: str) -> Run:
 def layout(run_name: str) -> Layout:
     """A run's layout, dp filled in."""
     try:
-        return run(run_name).layout.resolved()
+        found = run(run_name).layout.resolved()
+        found.check_training()
+        return found
     except UserError as error:
         raise UserError(f"{CONFIG / 'runs' / run_name}.yaml: {error}") from error
 
@@ -165,6 +167,7 @@ def finetune_options(run_name: str) -> str:
     options = [f"--data {prefix}={weight:g}" for prefix, weight in datasets(run_name).items()]
     options.append(f"--split {','.join(f'{share:g}' for share in found.split)}")
     options += [f"--{key.replace('_', '-')} {getattr(placed, key)}" for key in _LAYOUT_OPTIONS]
+    options += [f"--pp-layers {','.join(map(str, placed.pp_layers))}"] if placed.pp_layers else []
     return " ".join(options + [f"--config-file {path}" for path in config_files(run_name)])
 
 

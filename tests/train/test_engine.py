@@ -3,21 +3,18 @@
 import json
 import shutil
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from jobs import RECIPE, assert_same_weights, losses, make_job, run_job, train_until_10, trained_by_transformers
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.cli import group
-from llmpipe.config import Recipe, Schedule
-from llmpipe.data.loader import Loader
-from llmpipe.data.sampling import Blend
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, named_size
 from llmpipe.layout import Layout
@@ -28,37 +25,6 @@ from llmpipe.train import state
 from llmpipe.train.job import Job
 from llmpipe.train.loop import train
 from llmpipe.train.optimizer import Optimizer
-
-RECIPE = Recipe(
-    seq_len=32,
-    global_batch=8,
-    steps=20,
-    lr=3e-3,
-    schedule=Schedule(warmup=4, min_lr=1e-4),
-    precision="fp32",
-    save_every=50,
-)
-
-
-def make_job(checkpoint: Path, dataset: Path, run: Path, recipe: Recipe = RECIPE, **layout: int) -> Job:
-    made = Layout(device="cpu", **({"micro_batch": 2} | layout))
-    processes = made.tp * made.pp * max(made.dp, 1)
-    made = replace(made, gpus_per_node=processes).resolved()
-    run.mkdir(parents=True, exist_ok=True)
-    return Job(
-        recipe=recipe, layout=made, model=str(checkpoint), data={str(dataset): 1.0}, split=[90, 5, 5], output=str(run)
-    )
-
-
-def run_job(job: Job) -> list[dict]:
-    """Train the job in its processes; returns the lines of its metrics."""
-    run_ranks(train, job.layout.processes, job)
-    name = "metrics.jsonl" if (job.run / "run.json").exists() else "live.jsonl"
-    return [json.loads(line) for line in (job.run / name).read_text().splitlines()]
-
-
-def losses(lines: list[dict]) -> torch.Tensor:
-    return torch.tensor([line["loss"] for line in lines], dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -112,44 +78,6 @@ def test_tied_embeddings_train_as_in_transformers(checkpoint, dataset, tmp_path)
     torch.testing.assert_close(losses(lines), expected, rtol=1e-5, atol=0)
 
 
-def trained_by_transformers(
-    checkpoint: Path, dataset: Path, lines: list[dict]
-) -> tuple[LlamaForCausalLM, torch.Tensor]:
-    """transformers' model after as many steps on the same batches at the same rates, and its losses."""
-    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    decayed = [p for p in model.parameters() if p.ndim == 2]
-    plain = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
-    )
-    blend = Blend({dataset: 1.0}, [90, 5, 5], "train", 32, len(lines) * 8, RECIPE.seed)
-    loader = Loader(blend, seq_len=32, global_batch=8, micro_batch=8, dp=1, dp_rank=0, isolate_documents=True)
-    expected = []
-    for step in range(len(lines)):
-        batch = loader.step(step)
-        loss = sum_over_documents(model, batch) / batch.weights.sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = lines[step]["lr"]
-        optimizer.step()
-        optimizer.zero_grad()
-        expected.append(loss.item())
-    return model, torch.tensor(expected, dtype=torch.float64)
-
-
-def sum_over_documents(model: LlamaForCausalLM, batch) -> torch.Tensor:
-    """Σ w·ℓ with each document alone in a forward pass of transformers: nothing to isolate."""
-    total = torch.zeros(())
-    bounds = sorted(set(batch.cu_seqlens.flatten().tolist()))
-    tokens, labels, weights = batch.tokens.flatten(), batch.labels.flatten(), batch.weights.flatten()
-    for start, end in pairwise(bounds):
-        logits = model(tokens[None, start:end]).logits[0]
-        loss = torch.nn.functional.cross_entropy(logits, labels[start:end], reduction="none")
-        total = total + (loss * weights[start:end]).sum()
-    return total
-
-
 @pytest.mark.parametrize("layout", [{}, {"tp": 2, "pp": 2, "dp": 2}], ids=["1", "tp2-pp2-dp2"])
 def test_stop_and_resume_is_bit_identical(layout, checkpoint, dataset, tmp_path) -> None:
     whole = make_job(checkpoint, dataset, tmp_path / "whole", **layout)
@@ -162,31 +90,6 @@ def test_stop_and_resume_is_bit_identical(layout, checkpoint, dataset, tmp_path)
     assert [line["step"] for line in half_lines] == list(range(1, 21))
     assert [line["loss"] for line in half_lines] == [line["loss"] for line in whole_lines]
     assert_same_weights(whole.run / "weights", half.run / "weights")
-
-
-def train_until_10(job: Job) -> None:
-    """Ask to stop when the tenth line of metrics stands, as an operator would, and leave a line of step 11 behind."""
-    from llmpipe.train import loop
-
-    original = loop.asked_to_stop
-
-    def ask(run: Path) -> bool:
-        if len((run / "live.jsonl").read_text().splitlines()) == 10:
-            (run / "stop").touch()
-        return original(run)
-
-    loop.asked_to_stop = ask
-    assert train(job) is False
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    names = sorted(path.name for path in first.glob("*.safetensors"))
-    assert names and names == sorted(path.name for path in second.glob("*.safetensors"))
-    for name in names:
-        with safe_open(first / name, "pt") as a, safe_open(second / name, "pt") as b:
-            assert sorted(a.keys()) == sorted(b.keys())
-            for key in a.keys():  # noqa: SIM118
-                assert torch.equal(a.get_tensor(key), b.get_tensor(key)), (name, key)
 
 
 def test_resumes_in_another_layout(single, checkpoint, dataset, tmp_path) -> None:

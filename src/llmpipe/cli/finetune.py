@@ -16,6 +16,7 @@ from llmpipe.cli import LOG_FILE, with_log
 @click.option("--split", default="969,30,1", show_default=True, help="Shares of train, validation, test.")
 @click.option("--tp", default=1, show_default=True, help="Tensor-parallel ranks.")
 @click.option("--pp", default=1, show_default=True, help="Pipeline stages.")
+@click.option("--pp-layers", metavar="N,N,...", help="Layers of each stage, where the split is uneven: 15,17.")
 @click.option("--cp", default=1, show_default=True, help="Context-parallel ranks.")
 @click.option("--dp", default=-1, show_default=True, help="Data-parallel ranks; -1: what is left over.")
 @click.option("--micro-batch", default=1, show_default=True, help="Sequences in one forward pass.")
@@ -37,6 +38,7 @@ def command(
     data: tuple[str, ...],
     output: Path,
     split: str,
+    pp_layers: str | None,
     config_files: tuple[str, ...],
     node_rank: int,
     master: str | None,
@@ -58,14 +60,14 @@ def command(
     """
     from llmpipe.config import Recipe, load, parse_data, parse_split
     from llmpipe.launch import Place, launch
-    from llmpipe.layout import Layout
+    from llmpipe.layout import Layout, parse_layers
     from llmpipe.train.job import Job
     from llmpipe.train.preflight import preflight
     from llmpipe.verify.card import require_card
 
     job = Job(
         recipe=load(Recipe, recipe),
-        layout=Layout(**layout).resolved(),  # type: ignore[arg-type]
+        layout=Layout(**layout, pp_layers=[*parse_layers(pp_layers)]).resolved(),  # type: ignore[arg-type]
         model=str(model),
         data=parse_data(data),
         split=parse_split(split),

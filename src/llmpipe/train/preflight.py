@@ -30,8 +30,7 @@ def preflight(job: Job) -> None:
     """UserError for a job that cannot work; logs the batch's arithmetic as one sentence."""
     recipe, layout = job.recipe, job.layout
     check_device(layout)
-    if layout.vp != 1:
-        raise UserError(f"layout: vp is {layout.vp}; this version of llmpipe trains with vp: 1 only")
+    layout.check_training()
     shape = open_source(Path(job.model)).shape
     shape.check_split(layout.tp, layout.stages)
     check_batch(recipe.global_batch, layout.micro_batch, layout.dp)

@@ -41,7 +41,7 @@ def save(job: Job, step: int, optimizer: Optimizer) -> None:
     dcp_save(_pieces(optimizer), checkpoint_id=directory)
     hashes = _hashes(directory)
     if dist.get_rank() == 0:
-        manifest.write(directory, "training_checkpoint", {"step": step}, hashes)
+        manifest.write(directory, "training_checkpoint", {"step": step}, {**hashes})
         for old in _saved(directory.parent, step)[KEEP:]:
             shutil.rmtree(old)
         log.info("step %s: saved %s", step, directory)

@@ -1,0 +1,112 @@
+"""Trainings of tiny models in a few processes, and what transformers makes of the same batches."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from llmpipe.config import Recipe, Schedule
+from llmpipe.data.loader import Loader
+from llmpipe.data.sampling import Blend
+from llmpipe.layout import Layout
+from llmpipe.parallel.processes import run_ranks
+from llmpipe.train.job import Job
+from llmpipe.train.loop import train
+
+RECIPE = Recipe(
+    seq_len=32,
+    global_batch=8,
+    steps=20,
+    lr=3e-3,
+    schedule=Schedule(warmup=4, min_lr=1e-4),
+    precision="fp32",
+    save_every=50,
+)
+
+
+def make_job(checkpoint: Path, dataset: Path, run: Path, recipe: Recipe = RECIPE, **layout: Any) -> Job:
+    """A job of the checkpoint on the dataset, in a layout of `layout`'s fields on the CPU."""
+    made = Layout(device="cpu", **({"micro_batch": 2} | layout))
+    processes = made.tp * made.pp * max(made.dp, 1)
+    made = replace(made, gpus_per_node=processes).resolved()
+    run.mkdir(parents=True, exist_ok=True)
+    return Job(
+        recipe=recipe, layout=made, model=str(checkpoint), data={str(dataset): 1.0}, split=[90, 5, 5], output=str(run)
+    )
+
+
+def run_job(job: Job) -> list[dict]:
+    """Train the job in its processes; returns the lines of its metrics."""
+    run_ranks(train, job.layout.processes, job)
+    name = "metrics.jsonl" if (job.run / "run.json").exists() else "live.jsonl"
+    return [json.loads(line) for line in (job.run / name).read_text().splitlines()]
+
+
+def losses(lines: list[dict]) -> torch.Tensor:
+    return torch.tensor([line["loss"] for line in lines], dtype=torch.float64)
+
+
+def trained_by_transformers(checkpoint: Path, dataset: Path, lines: list[dict]) -> tuple[PreTrainedModel, torch.Tensor]:
+    """transformers' model after as many steps on the same batches at the same rates, and its losses."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    decayed = [p for p in model.parameters() if p.ndim == 2]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
+    )
+    blend = Blend({dataset: 1.0}, [90, 5, 5], "train", 32, len(lines) * 8, RECIPE.seed)
+    loader = Loader(blend, seq_len=32, global_batch=8, micro_batch=8, dp=1, dp_rank=0, isolate_documents=True)
+    expected = []
+    for step in range(len(lines)):
+        batch = loader.step(step)
+        loss = sum_over_documents(model, batch) / batch.weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = lines[step]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    return model, torch.tensor(expected, dtype=torch.float64)
+
+
+def sum_over_documents(model: PreTrainedModel, batch) -> torch.Tensor:
+    """Σ w·ℓ with each document alone in a forward pass of transformers: nothing to isolate."""
+    total = torch.zeros(())
+    bounds = sorted(set(batch.cu_seqlens.flatten().tolist()))
+    tokens, labels, weights = batch.tokens.flatten(), batch.labels.flatten(), batch.weights.flatten()
+    for start, end in pairwise(bounds):
+        logits = model(tokens[None, start:end]).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits, labels[start:end], reduction="none")
+        total = total + (loss * weights[start:end]).sum()
+    return total
+
+
+def train_until_10(job: Job) -> None:
+    """Ask to stop when the tenth line of metrics stands, as an operator would, and leave a line of step 11 behind."""
+    from llmpipe.train import loop
+
+    original = loop.asked_to_stop
+
+    def ask(run: Path) -> bool:
+        if len((run / "live.jsonl").read_text().splitlines()) == 10:
+            (run / "stop").touch()
+        return original(run)
+
+    loop.asked_to_stop = ask
+    assert train(job) is False
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    names = sorted(path.name for path in first.glob("*.safetensors"))
+    assert names and names == sorted(path.name for path in second.glob("*.safetensors"))
+    for name in names:
+        with safe_open(first / name, "pt") as a, safe_open(second / name, "pt") as b:
+            assert sorted(a.keys()) == sorted(b.keys())
+            for key in a.keys():  # noqa: SIM118
+                assert torch.equal(a.get_tensor(key), b.get_tensor(key)), (name, key)
