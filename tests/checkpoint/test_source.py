@@ -34,9 +34,9 @@ def test_what_is_no_source_is_named_with_what_may_stand_there(tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=re.escape(f"holds no weights that llmpipe reads: nothing found; {MAY}")):
         open_source(tmp_path / "empty")
-    for name in ("config.json", "pytorch_model.bin"):
+    for name in ("config.json", "model.ckpt"):
         (tmp_path / "empty" / name).touch()
-    with pytest.raises(UserError, match=re.escape(f": config.json, pytorch_model.bin found; {MAY}")):
+    with pytest.raises(UserError, match=re.escape(f": config.json, model.ckpt found; {MAY}")):
         open_source(tmp_path / "empty")
 
 

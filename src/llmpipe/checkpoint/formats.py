@@ -24,7 +24,8 @@ def detect(path: Path) -> str:
         return "rank_files"
     if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
         return "meta"
-    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+    weights = (*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin"))
+    if (path / "config.json").is_file() and weights:
         return "hf"
     found = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") if found else "nothing"

@@ -7,6 +7,7 @@ storage, and the storages' bytes as uncompressed records `NAME/data/KEY`
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +28,7 @@ STORAGES = {
 }  # fmt: skip
 _DIMENSIONS = 64  # torch has no more
 _NODES, _DEPTH = 1_000_000, 100  # of one file
+_THREADS = 4
 _PICKLE_BYTES = 1 << 30  # those of the largest models have a few MB
 
 
@@ -106,15 +108,20 @@ def verify_crc(
 ) -> bool:
     """Whether the file has checksums; UserError if one differs from its record's bytes, all of which are read.
 
-    `advance` hears of the bytes read; `size` bytes from `start` on are the file.
+    `advance` hears of the bytes read, from threads; `size` bytes from `start` on are the file.
     """
     with path.open("rb") as file:
         records = read_records(file, path, start, size)
         if not any(record.crc for record in records.values()):  # torch.serialization.set_crc32_options(False)
             return False
-        for record in records.values():
-            if crc_of(file, record, advance) != record.crc:
-                raise UserError(f"{path} is damaged (the checksum of {record.name} differs): copy or download it again")
+        with ThreadPoolExecutor(_THREADS) as threads:
+            found = threads.map(lambda record: crc_of(file, record, advance), records.values())
+            for record, crc in zip(records.values(), found, strict=True):
+                if crc != record.crc:
+                    threads.shutdown(cancel_futures=True)
+                    raise UserError(
+                        f"{path} is damaged (the checksum of {record.name} differs): copy or download it again"
+                    )
     return True
 
 

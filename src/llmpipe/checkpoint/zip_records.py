@@ -1,6 +1,7 @@
 """Where the records of an uncompressed zip lie in its file, or in a part of a file: torch.save's archives."""
 
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -108,14 +109,11 @@ def _apart(records: list[Record], end: int, path: Path) -> dict[str, Record]:
 
 
 def crc_of(file: IO[bytes], record: Record, advance: Callable[[int], None] | None = None) -> int:
-    """The CRC-32 of a record's bytes as they are in the file; `advance` hears of the bytes read."""
-    file.seek(record.offset)
-    crc, left = 0, record.size
-    while left:
-        chunk = file.read(min(CHUNK_BYTES, left))
-        if not chunk:
-            break
-        crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+    """The CRC-32 of a record's bytes as they are; threads may share the file, `advance` hears of each piece."""
+    crc, end = 0, record.offset + record.size
+    for start in range(record.offset, end, CHUNK_BYTES):
+        chunk = os.pread(file.fileno(), min(CHUNK_BYTES, end - start), start)
+        crc = zlib.crc32(chunk, crc)
         if advance:
             advance(len(chunk))
     return crc
