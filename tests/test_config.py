@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llmpipe.config import Corpus, Model, Project, Recipe, Run, load, parse_data, parse_split
+from llmpipe.config import Corpus, Model, Project, Recipe, Run, load, parse_data, parse_hub, parse_split
 from llmpipe.errors import UserError
 
 RECIPE = "{seq_len: 128, global_batch: 16, steps: 300, lr: 1e-3%s}"
@@ -59,6 +59,7 @@ def test_run_with_its_layout(tmp_path: Path) -> None:
         (Recipe, "", "given.yaml: the file is None, but has to be a mapping of keys"),
         (Recipe, "{a: ", "given.yaml is not YAML: "),
         (Model, "{source: 3}", "source is 3, but has to be a text"),
+        (Model, "{source: hf://a/b/c}", "hf://a/b/c names no repository of the Hugging Face hub: hf://ORG/NAME or hf"),
         (Model, "{sauce: a}", "unknown key sauce: did you mean 'source'?"),
         (Model, "{source: a, added_tokens: ['<x>']}", "added_tokens is ['<x>']; this version of llmpipe adds none"),
         (Corpus, "{files: a.txt}", "files is 'a.txt', but has to be a list"),
@@ -80,6 +81,24 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
         load(Recipe, tmp_path / "stf.yaml")
     with pytest.raises(UserError, match=r"run\.yaml is missing: write it"):
         load(Run, tmp_path / "empty" / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        ("hf://meta-llama/Llama-2-7b-hf", ("meta-llama/Llama-2-7b-hf", None)),
+        ("hf://01-ai/Yi-6B@main", ("01-ai/Yi-6B", "main")),
+        ("hf://Qwen/Qwen2.5-0.5B@refs/pr/3", ("Qwen/Qwen2.5-0.5B", "refs/pr/3")),
+    ],
+)
+def test_names_on_the_hub(given: str, parsed: tuple[str, str | None]) -> None:
+    assert parse_hub(given) == parsed
+
+
+@pytest.mark.parametrize("given", ["hf://gpt2", "hf://a/b@", "hf://a/b c", "hf:///a/b", "https://a/b", "hf://../b"])
+def test_no_names_on_the_hub(given: str) -> None:
+    with pytest.raises(UserError, match="names no repository of the Hugging Face hub"):
+        parse_hub(given)
 
 
 def test_options_of_data_and_split() -> None:

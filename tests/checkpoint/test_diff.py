@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from llmpipe.checkpoint import diff as module
 from llmpipe.checkpoint.diff import Tally, TensorDiff, diff
+from llmpipe.checkpoint.formats import open_source
+from llmpipe.checkpoint.source import Slices, TensorSource
 from llmpipe.cli.diff import command
 
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -55,6 +58,7 @@ def test_measures_are_torchs_of_the_whole_tensors(
     chunk: int, hf: Path, other: Path, hf_tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "PIECE", chunk // 2)
     torch.manual_seed(3)
     changed = hf_tensors[Q] + torch.randn_like(hf_tensors[Q]) * (torch.rand_like(hf_tensors[Q]) < 0.1)
     norm = hf_tensors[NORM].clone()
@@ -73,6 +77,21 @@ def test_measures_are_torchs_of_the_whole_tensors(
     done = shown(hf, other, "--changed")
     assert done.exit_code == 1 and len(done.stdout.splitlines()) == 6
     assert done.stdout.endswith("39 tensors compared: 37 bit-equal, 2 different; they differ\n")
+
+
+def test_no_more_than_a_few_rows_are_read_at_a_time(hf: Path, meta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 128)
+    sizes = []
+    for path in (hf, meta):
+        kind = type(open_source(path))
+
+        def spy(self: TensorSource, key: str, slices: Slices, read: Callable = kind.read) -> torch.Tensor:
+            sizes.append(read(self, key, slices).numel())
+            return read(self, key, slices)
+
+        monkeypatch.setattr(kind, "read", spy)
+    assert diff(hf, meta).equal()
+    assert max(sizes) == 128 and sum(sizes) == 2 * sum(t.numel() for t in load_file(hf / "model.safetensors").values())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -182,6 +182,13 @@ def test_a_cut_file_goes_on_where_it_was_cut(hub: Hub, download: Download, tmp_p
     assert (tmp_path / "out/model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
+def test_a_file_that_huggingface_hub_gave_up_is_asked_for_again(hub: Hub, download: Download, tmp_path: Path) -> None:
+    hub.cuts["model.safetensors"] = [1] * 8  # it gives up after 6
+    done = download("hf://org/tiny@main")
+    assert done.returncode == 0 and "trying again in 0 s" in done.stderr
+    assert files_of(tmp_path / "out") == NEEDED
+
+
 def test_a_network_that_stays_away_is_told_and_whole_files_are_kept(
     hub: Hub, download: Download, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Two checkpoints of any formats compared tensor by tensor, in our names and layout, a few rows at a time."""
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from llmpipe.checkpoint.source import TensorSource
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.progress import progress
 
-CHUNK = 1 << 20
-"""Elements that are compared at a time, of each side."""
+CHUNK = 1 << 19
+"""Elements that are read at a time, of each side."""
+PIECE = 1 << 15
+"""Elements that are compared at a time: larger temporaries cost more page faults than arithmetic."""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -123,16 +126,19 @@ class Tally:
 
     def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Count two parts of the same shape."""
+        for left, right in zip(a.flatten().split(PIECE), b.flatten().split(PIECE), strict=True):
+            self._add(left, right)
+
+    def _add(self, a: torch.Tensor, b: torch.Tensor) -> None:
         if not self.same_dtype:
             self.a_rounds = self.a_rounds and not _other_bits(a.to(b.dtype), b).any()
             self.b_rounds = self.b_rounds and not _other_bits(b.to(a.dtype), a).any()
         other = _other_bits(a, b) if self.same_dtype else _other_values(a, b)
         count = int(other.count_nonzero())
         if count:
-            delta, relative = _distances(a[other].double(), b[other].double())
+            delta, relative = _largest(a.double(), b.double())
             self.unequal += count
-            self.max_abs = max(self.max_abs, float(delta.max()))
-            self.max_rel = max(self.max_rel, float(relative.max()))
+            self.max_abs, self.max_rel = max(self.max_abs, delta), max(self.max_rel, relative)
 
     def verdict(self, atol: float) -> str:
         """As in `TensorDiff`."""
@@ -146,7 +152,7 @@ class Tally:
 def _other_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Where two tensors of one type have other bits: NaN equals itself, 0.0 is not -0.0."""
     bits = _BITS[a.dtype.itemsize]
-    return a.contiguous().view(bits) != b.contiguous().view(bits)
+    return a.view(bits) != b.view(bits)
 
 
 def _other_values(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -154,12 +160,15 @@ def _other_values(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a.to(wide) != b.to(wide)) & ~(a.isnan() & b.isnan())
 
 
-def _distances(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Absolute and relative, in fp64; inf where one side alone is not finite, 0 between two NaNs or two zeros."""
-    same = (a == b) | (a.isnan() & b.isnan())
-    delta = (a - b).abs().masked_fill_(same, 0.0).nan_to_num_(nan=math.inf, posinf=math.inf)
-    relative = (delta / torch.maximum(a.abs(), b.abs())).masked_fill_(same, 0.0)
-    return delta, relative.nan_to_num_(nan=math.inf, posinf=math.inf)
+def _largest(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    """The largest absolute and relative difference of fp64; inf if one side alone is not finite somewhere."""
+    delta, scale = (a - b).abs_(), torch.maximum(a.abs(), b.abs())
+    if not math.isfinite(float(delta.max())):
+        same = (a == b) | (a.isnan() & b.isnan())
+        delta = delta.masked_fill_(same, 0.0).nan_to_num_(nan=math.inf, posinf=math.inf)
+        scale = scale.nan_to_num_(nan=1.0, posinf=1.0)
+    relative = delta / scale.clamp_(min=sys.float_info.min)  # two zeros: 0
+    return float(delta.max()), float(relative.max())
 
 
 _HEAD = ("tensor", "dtype", "shape", "unequal", "max|Δ|", "max rel", "")

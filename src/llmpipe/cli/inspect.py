@@ -28,7 +28,7 @@ def command(path: Path, tokenizer: Path | None, documents: int, tensors: bool) -
 
     if path.suffix in (".bin", ".idx"):
         path = path.with_suffix("")
-    if path.with_name(path.name + ".idx").is_file():
+    if Path(f"{path}.idx").is_file():
         from llmpipe.data.describe import describe, first_documents
 
         click.echo(describe(path))
