@@ -91,7 +91,7 @@ class Dialect:
     field above. UserError for what the decoder does not compute.
     """
     uncertain: tuple[str, ...] = ()
-    """Of rope_theta, rope_scaling and norm_eps those that args leave at defaults that were never meant: --shape wins."""
+    """Of rope_theta, rope_scaling, norm_eps: those that args leave at defaults that were never meant; --shape wins."""
     write_args: Callable[[Shape, Written], Namespace | None]
     """The args of a written file; UserError, or a warning in the log, for what the fork does not compute."""
     by_name_only: bool = False
