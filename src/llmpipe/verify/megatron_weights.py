@@ -149,8 +149,8 @@ def _convention(files: RankFiles | DistFiles) -> Convention:
     keys, args = files.tensors, files.args
     if any("rmsnorm" in key for key in keys):
         return replace(MINFANZHAO, neighbours=args.get("rope_style", "llama") == "llama")
-    if "lm_head.weight" in keys:
-        return ALIBABA
+    if "lm_head.weight" in keys or "causal_lm" in args:  # without --causal-lm its head is Megatron-LM's
+        return replace(ALIBABA, copied_head="lm_head.weight" in keys)
     if "language_model.lm_head" in keys or "num_attention_heads_kv" in args or "glu_activation" in args:
         return MEGATRON_LLM
     if any(key.startswith("decoder.") or "output_layer" in key for key in keys) or "normalization" in args:

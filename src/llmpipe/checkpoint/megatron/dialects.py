@@ -7,12 +7,13 @@ from pathlib import Path
 
 from llmpipe.checkpoint.megatron.ali import ALI
 from llmpipe.checkpoint.megatron.dialect import Dialect, fields_of
+from llmpipe.checkpoint.megatron.epf import EPF, EPF_OLD
 from llmpipe.checkpoint.megatron.legacy import LEGACY
 from llmpipe.checkpoint.megatron.mcore import MCORE
 from llmpipe.checkpoint.megatron.mfz import MFZ
 from llmpipe.errors import UserError, nearest
 
-DIALECTS = {dialect.name: dialect for dialect in (MCORE, LEGACY, ALI, MFZ)}
+DIALECTS = {dialect.name: dialect for dialect in (MCORE, LEGACY, EPF, EPF_OLD, ALI, MFZ)}
 
 
 def named(name: str) -> Dialect:
