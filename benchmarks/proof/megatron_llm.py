@@ -5,7 +5,8 @@
     env/bin/python benchmarks/proof/megatron_llm.py --repository Megatron-LLM --output docs/proof/megatron_llm.json
 
 Run as they are: weights_conversion/hf_to_megatron.py, tools/checkpoint_util.py with its megatron loader and saver,
-weights_conversion/megatron_to_hf.py, weights_conversion/utils/permute_qkv.py. What is put in for them, all of it:
+weights_conversion/megatron_to_hf.py, weights_conversion/utils/permute_qkv.py, and the models of megatron/model on the
+files that the first of them made. What is put in for them, all of it:
 
 - apex, amp_C, flash_attn, nltk, wandb, fused_layer_norm_cuda and fused_weight_gradient_mlp_cuda are empty modules: they
   are imported, and not called.
@@ -15,9 +16,13 @@ weights_conversion/megatron_to_hf.py, weights_conversion/utils/permute_qkv.py. W
   hf_to_megatron.py writes. Their other values stay.
 - Tokenizers: hf_to_megatron.py copies an empty tokenizer.model, megatron_to_hf.py writes none, and FalconTokenizer is
   a vocabulary's size.
+- Of the models: LayerNorm's CUDA kernel is torch's function, flash attention (taken for Falcon 7B alone, as the other
+  attention's views fail with one KV head) is torch's attention, the buffer for scores is the CPU's, and the fork of
+  CUDA's random numbers does nothing. rope_theta and layernorm_epsilon are given as the arguments that a user gives.
 """
 
 import argparse
+import contextlib
 import enum
 import json
 import os
@@ -37,6 +42,10 @@ import tiny_falcon
 import torch
 
 COMMIT = "806a83302cbf4f7d6e147fe34bad5885cf745709"
+TOKENS = [(7 * i + 3) % 131 for i in range(24)]
+POSITIONS = [*range(12), *range(200, 212)]
+LISTED = (0, 11, 12, 23)
+THETA, EPS = 23000.0, 3e-5  # of the tiny checkpoints
 ABSENT = ("apex", "amp_C", "flash_attn", "nltk", "wandb", "fused_layer_norm_cuda",
           "fused_weight_gradient_mlp_cuda")  # fmt: skip
 
@@ -53,6 +62,7 @@ CASES = {
     "falcon_7b": ("falcon_7_1", "float32", "falcon", 7, (("reshard", 1, 2), ("on", 1, 1), ("hf",))),
     "falcon_40b": ("falcon_8_2", "float32", "falcon", 40, (("reshard", 2, 2), ("on", 1, 1), ("hf",))),
 }
+FORWARD = ("llama2_gqa", "falcon_7b", "falcon_40b")
 # What the original offers and cannot do, and what it does without a word though it cannot be right.
 FAILS = {
     "codellama --size 7": ("mha_4", "codellama", 7, None),
@@ -170,6 +180,53 @@ def step_upgrade(repository: Path, source: str, target: str) -> None:
     update_checkpoint(Path(source), Path(target))
 
 
+def step_forward(repository: Path, shape: str, model: str, source: str, target: str) -> None:
+    """Its own model, unsharded in one process; the logits go to a file."""
+    stand_in(repository)
+    import finetune
+    import megatron.arguments
+    import megatron.core
+    import megatron.global_vars
+    import megatron.model.fused_layer_norm as norms
+    from megatron.checkpointing import load_args_from_checkpoint, load_checkpoint
+
+    one_head = sizes_of(shape)["num_attention_heads_kv"] == 1
+    sys.argv = ["finetune.py", "--load", source, "--use_cpu_initialization", "--no_initialization", "--no_load_optim",
+                "--no_load_rng", "--micro_batch_size", "1", "--rope_theta", str(THETA), "--layernorm_epsilon", str(EPS),
+                "--no_masked_softmax_fusion", "--no_bias_gelu_fusion", "--no_bias_dropout_fusion",
+                "--no_gradient_accumulation_fusion", "--no_async_tensor_model_parallel_allreduce"]  # fmt: skip
+    args = load_args_from_checkpoint(megatron.arguments.parse_args())
+    args.padded_vocab_size, args.use_flash_attn = sizes_of(shape)["vocab"], one_head
+    args = megatron.arguments.validate_args(args)
+    args.model_name, args.model_type = model, "encoder_or_decoder"
+    megatron.global_vars.build_tokenizer = lambda args: None
+    megatron.global_vars.set_global_variables(args)
+    for name in ("tensor", "pipeline"):
+        getattr(megatron.core.mpu, f"set_{name}_model_parallel_world_size")(1)
+        getattr(megatron.core.mpu, f"set_{name}_model_parallel_rank")(0)
+    megatron.core.mpu._DATA_PARALLEL_GROUP = 0
+    megatron.core.mpu.get_global_memory_buffer = lambda: Namespace(get_tensor=lambda size, dtype, _: torch.empty(size))
+    megatron.core.tensor_parallel.get_cuda_rng_tracker = lambda: Namespace(fork=contextlib.nullcontext)
+    norms.MixedFusedLayerNorm.forward = lambda self, x: torch.nn.functional.layer_norm(
+        x, x.shape[-1:], self.weight, self.bias, self.eps
+    )
+    whole = finetune.model_provider(True, True).eval()
+    for layer in whole.language_model.encoder.layers:
+        layer.self_attention.core_attention_flash = attention
+    load_checkpoint([whole], None, None)
+    tokens, positions = torch.tensor(TOKENS), torch.tensor(POSITIONS)
+    future = torch.ones(1, 1, len(TOKENS), len(TOKENS)).triu(1).bool()
+    with torch.inference_mode():
+        _, logits = whole(tokens[None], positions[None], future)
+    Path(target).write_text(json.dumps([[float(f"{x:.9g}") for x in logits[0, at].tolist()] for at in LISTED]))
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    """What flash attention computes: (B, T, H, D) each."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
+
+
 # --- The cases.
 
 
@@ -221,6 +278,11 @@ def run_case(repository: Path, name: str, work: Path) -> list[dict]:
     step(repository, "convert", shape, model, size, source, target, "old" if old else "new")
     how = f"hf_to_megatron.py {model} --size {size}" + (", its permute left out" if old else "")
     found = [listed(name, how, 1, 1, target)]
+    if name in FORWARD:
+        step(repository, "forward", shape, model, target, work / name / "logits")
+        case = {"case": name, "shape": shape, "dtype": dtype, "tp": 1, "pp": 1, "direction": "forward from step 0"}
+        case |= {"rope_theta": THETA, "layernorm_epsilon": EPS, "tokens": TOKENS, "positions": POSITIONS}
+        found.append(case | {"listed": LISTED, "logits": json.loads((work / name / "logits").read_text())})
     for number, (what, *layout) in enumerate(steps, 1):
         source, target = target, work / name / str(number)
         if what in ("reshard", "on"):
