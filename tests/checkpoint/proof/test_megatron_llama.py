@@ -70,6 +70,15 @@ def test_our_args_say_what_the_originals_say(source: HfSource, case: dict[str, A
         assert (ours["layernorm_epsilon"], ours["seq_length"]) == (source.shape.norm_eps, 256)
 
 
+def test_alibabas_way_back_finds_all_layers(tmp_path: Path) -> None:
+    """It stops at the first name that is no layer's, so the last norm has to come after them."""
+    case = {"dtype": "float32", "tp": 1, "pp": 1, "make_vocab_size_divisible_by": 1}
+    write("mha_6", tmp_path / "hf")
+    (tree,) = our_files(HfSource(tmp_path / "hf"), "ali", case, tmp_path / "root").values()
+    names = list(tree["model"]["language_model"]["encoder"])
+    assert [name for name in names if not name.startswith("layers.")] == names[-1:] == ["final_layernorm.weight"]
+
+
 @pytest.mark.parametrize(("dialect", "case"), CASES, ids=IDS)
 def test_we_read_what_we_wrote(source: HfSource, dialect: str, case: dict[str, Any], tmp_path: Path) -> None:
     """Nothing is named: the args say the whole shape, theta too, for which the originals have none."""

@@ -62,14 +62,18 @@ def check_split(dialect: Dialect, shape: Shape, grid: Grid) -> None:
 
 
 def rank_layout(dialect: Dialect, shape: Shape, grid: Grid, place: Place) -> list[Placed]:
-    """The tensors of one stage of a rank, in the model's order, with the names below `model`."""
+    """The tensors of one stage of a rank, in the flow's order, with the names below `model`.
+
+    Alibaba's way back stops at the first name that is no layer's: the last norm comes after the layers.
+    """
     return list(_placed(dialect, shape, grid, place))
 
 
 def _placed(dialect: Dialect, shape: Shape, grid: Grid, place: Place) -> Iterator[Placed]:
     layers = grid.layers(shape.num_layers, place.stage)
     first, last = place.stage == 0, place.stage == grid.stages.pp * grid.stages.vp - 1
-    for key, row in FAMILIES[shape.family].keys(shape).items():
+    rows = FAMILIES[shape.family].keys(shape).items()
+    for key, row in sorted(rows, key=lambda pair: pair[0].startswith(("norm.", "head."))):
         layer = layer_of(key)
         if layer is None and (first if key.startswith("embedding.") else last):
             yield _outside(dialect, shape, grid, place, key, row)
