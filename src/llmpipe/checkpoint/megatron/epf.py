@@ -143,8 +143,8 @@ def _check_shape(shape: Shape, written: Written) -> None:
         "heads of other sizes than hidden / heads": shape.head_dim * shape.num_heads != shape.hidden,
         f"rope scaling {shape.rope_scaling}": (shape.rope_scaling or {"rope_type": "linear"})["rope_type"] != "linear",
         "biases": shape.qkv_bias or shape.output_bias or shape.mlp_bias,
-        "a Llama whose head is its embedding": shape.tie_embeddings and not falcon,
-        "a Falcon whose head is not its embedding": falcon and not shape.tie_embeddings,
+        "Llama whose head is its embedding": shape.tie_embeddings and not falcon,
+        "Falcon whose head is not its embedding": falcon and not shape.tie_embeddings,
     }
     if found := [what for what, is_so in cannot.items() if is_so]:
         raise UserError(f"Megatron-LLM knows no {'; no '.join(found)}: convert to another dialect, or with --to hf")
