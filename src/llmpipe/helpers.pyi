@@ -36,8 +36,8 @@ def gather(
 ) -> None:
     """Read rectangles of elements from files into rows first_row..last_row-1 of a tensor, which `out` holds.
 
-    `moves`: ten numbers each, end to end: index into `files` (descriptors), rows, columns, item bytes, then bytes: from,
-    from_row, from_column in the file, to, to_row, to_column in the whole tensor. OSError and RuntimeError for reads.
+    `moves`: ten numbers each, end to end: index into `files` (descriptors), rows, columns, item bytes; then, in bytes,
+    from, from_row, from_column in the file, to, to_row, to_column in the whole tensor. OSError, RuntimeError for reads.
     """
 
 def first_nonfinite(data: NDArray[np.uint8], item_bytes: int, exponent_bits: int) -> int:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from llmpipe.checkpoint import hf as hf_directory
 from llmpipe.checkpoint import manifest
-from llmpipe.checkpoint.convert import convert, merge
+from llmpipe.checkpoint.convert import Target, convert, merge
 from llmpipe.cli.convert import command as convert_command
 from llmpipe.cli.merge import command as merge_command
 from llmpipe.cli.shard import command as shard_command
@@ -90,7 +90,7 @@ def test_output_that_would_be_lost_is_refused(meta: Path, tmp_path: Path) -> Non
 
 def test_own_output_is_replaced(meta: Path, tmp_path: Path) -> None:
     convert(meta, tmp_path / "out")
-    convert(meta, tmp_path / "out", torch.float16)
+    convert(meta, tmp_path / "out", Target(dtype=torch.float16))
     assert load_file(tmp_path / "out/model.safetensors")["lm_head.weight"].dtype == torch.float16
     assert sorted(path.name for path in tmp_path.iterdir()) == ["meta", "out"]
 
@@ -142,7 +142,7 @@ MEASURE = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from llmpipe.checkpoint.convert import convert, shard
+from llmpipe.checkpoint.convert import Target, convert, shard
 from llmpipe.layout import Stages
 
 def anonymous():
@@ -159,7 +159,7 @@ threading.Thread(target=watch, daemon=True).start()
 folder = Path(sys.argv[1])
 for work in (
     lambda: convert(folder / "meta", folder / "checkpoint"),
-    lambda: convert(folder / "checkpoint", folder / "fp16", torch.float16),
+    lambda: convert(folder / "checkpoint", folder / "fp16", Target(dtype=torch.float16)),
     lambda: shard(folder / "checkpoint", folder / "ranks", 2, Stages(1)),
 ):
     before = anonymous()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import stream
-from llmpipe.checkpoint.convert import convert
+from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.hf import HfSource
 from llmpipe.errors import UserError
 from llmpipe.families import from_hf_config, named_size, to_hf_config
@@ -62,7 +62,7 @@ def test_sharded_directory_is_copied_with_its_index(hf: Path, hf_tensors: Tensor
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_cast_is_torchs_own(hf: Path, hf_tensors: Tensors, tmp_path: Path, dtype: torch.dtype) -> None:
-    convert(hf, tmp_path / "out", dtype)
+    convert(hf, tmp_path / "out", Target(dtype=dtype))
     found = load_file(tmp_path / "out/model.safetensors")
     assert found.keys() == hf_tensors.keys()
     for name, tensor in hf_tensors.items():
@@ -121,7 +121,7 @@ def test_derived_buffers_are_named_in_the_log(
 ) -> None:
     caplog.set_level("INFO")
     rewrite(hf, hf_tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)})
-    convert(hf, tmp_path / "out", torch.bfloat16)
+    convert(hf, tmp_path / "out", Target(dtype=torch.bfloat16))
     assert f"{hf}: ignored, derived from config.json: model.layers.0.self_attn.rotary_emb.inv_freq" in caplog.messages
     assert load_file(tmp_path / "out/model.safetensors").keys() == hf_tensors.keys()
 

@@ -7,17 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmpipe.checkpoint.formats import open_source
+from llmpipe.checkpoint import formats
+from llmpipe.checkpoint.formats import Told, open_source
 from llmpipe.checkpoint.hf import HfSource
 from llmpipe.checkpoint.meta import MetaSource
 from llmpipe.checkpoint.source import check_tensors, overlap
 from llmpipe.errors import UserError
 from llmpipe.families import from_hf_config, named_size, to_hf_config
 
-MAY = (
-    "there may stand a directory of Meta's (params.json, consolidated.*.pth), of Hugging Face's (config.json,"
-    " *.safetensors), or of rank files (tp0-pp0.safetensors)"
-)
+MAY = f"there may stand {formats.MAY}"
 
 
 def test_formats_are_told_from_the_files(hf: Path, meta: Path) -> None:
@@ -42,15 +40,15 @@ def test_what_is_no_source_is_named_with_what_may_stand_there(tmp_path: Path) ->
 
 def test_expected_shape_is_checked_field_by_field(hf: Path) -> None:
     found = open_source(hf).shape
-    assert open_source(hf, found).shape == found
+    assert open_source(hf, Told(found)).shape == found
     with pytest.raises(UserError) as error:
-        open_source(hf, replace(found, num_layers=5, rope_theta=1e4))
+        open_source(hf, Told(replace(found, num_layers=5, rope_theta=1e4)))
     assert str(error.value) == (
         f"{hf} is not of the shape that was asked for: num_layers is 4, expected 5; rope_theta is 500000.0, expected"
         " 10000.0: name the right shape or leave it out"
     )
     with pytest.raises(UserError, match="hidden is 32, expected 4096; num_heads is 8, expected 32;"):
-        open_source(hf, named_size("llama2_7b"))
+        open_source(hf, Told(named_size("llama2_7b")))
 
 
 def test_every_misfit_is_listed() -> None:

@@ -1,51 +1,104 @@
-"""Whole directories: any source → checkpoint, checkpoint → rank files, rank files → checkpoint or another layout."""
+"""Whole directories: any source → any format, checkpoint → rank files, rank files → checkpoint or another layout."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from llmpipe.checkpoint import carried, hf, manifest, rank_files, tokenizer_files
-from llmpipe.checkpoint.formats import detect, open_source
+from llmpipe.checkpoint import carried, easylm, hf, manifest, meta_write, rank_files, tokenizer_files
+from llmpipe.checkpoint.easylm_files import split_prefix
+from llmpipe.checkpoint.formats import NOTHING, Told, detect, open_source
+from llmpipe.checkpoint.megatron import write as megatron
+from llmpipe.checkpoint.megatron.dialects import named
 from llmpipe.checkpoint.mover import Mover
-from llmpipe.checkpoint.plan import plan
+from llmpipe.checkpoint.plan import Planned, plan
 from llmpipe.checkpoint.source import TensorSource
+from llmpipe.checkpoint.torch_write import tensors_to_fill
 from llmpipe.errors import UserError
-from llmpipe.families import Shape
+from llmpipe.families import ONE_STAGE
 from llmpipe.files import atomic_directory, sha256
 from llmpipe.layout import Stages
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to write."""
+
+    to: Literal["hf", "meta", "megatron", "easylm"] = "hf"
+    dialect: str = "mcore"
+    """Of a Megatron directory."""
+    tp: int = 1
+    """Files of Meta's; tensor-parallel ranks of Megatron's."""
+    stages: Stages = ONE_STAGE
+    """Pipeline ranks of Megatron's."""
+    dtype: torch.dtype | None = None
+    """None keeps each tensor's stored type."""
+
+    def __post_init__(self) -> None:
+        if self.to in ("hf", "easylm") and self.tp > 1:
+            raise UserError(f"--to {self.to} is not split: leave out --tp, or split the checkpoint with llmpipe shard")
+        if self.to != "megatron" and self.stages != ONE_STAGE:
+            raise UserError(f"--to {self.to} has no pipeline stages: leave out --pp, --vp and --pp-layers")
+
+
+CHECKPOINT = Target()
+
+
 def convert(
     path: Path,
     output: Path,
-    dtype: torch.dtype | None = None,
-    expected: Shape | None = None,
+    target: Target = CHECKPOINT,
+    told: Told = NOTHING,
     hashed: bool = True,
     allow_nonfinite: bool = False,
 ) -> manifest.Manifest:
-    """Make a checkpoint of any source; `dtype` None keeps the stored types, `expected` is checked against it."""
-    source = open_source(path, expected)
+    """Make a checkpoint, or a directory in another format, of any source."""
+    source = open_source(path, told)
     check_floating(source)
     check_output(path, output)
     with atomic_directory(output) as part, ThreadPoolExecutor(1) as beside:
         came_from = beside.submit(origin, path, hashed)  # its hashes are taken while the bytes are in the page cache
-        hashes = hf.write(Mover(source, hashed, allow_nonfinite), part, dtype)
-        return manifest.write(part, "checkpoint", came_from.result(), hashes)
+        hashes = write(Mover(source, hashed, allow_nonfinite), part, target)
+        kind = "checkpoint" if target.to == "hf" else target.to
+        return manifest.write(part, kind, came_from.result(), hashes)
 
 
-def plan_convert(
-    path: Path, output: Path, dtype: torch.dtype | None = None, expected: Shape | None = None
-) -> list[str]:
+def write(mover: Mover, directory: Path, target: Target) -> dict[str, str | None]:
+    """Fill a directory with a source in a format, all but its manifest; returns the SHA-256 taken while writing."""
+    if target.to == "meta":
+        return meta_write.write(mover, directory, target.tp, target.dtype)
+    if target.to == "megatron":
+        hashes: dict[str, str | None] = {**carried.carried_files(mover.source.path, directory)}
+        dialect = named(target.dialect)
+        return hashes | megatron.write(mover, directory, dialect, target.tp, target.stages, target.dtype)
+    if target.to == "easylm":
+        return easylm.write(mover, directory, target.dtype)
+    return hf.write(mover, directory, target.dtype)
+
+
+def plan_convert(path: Path, output: Path, target: Target = CHECKPOINT, told: Told = NOTHING) -> list[str]:
     """What `convert` would read and write, in lines."""
-    source = open_source(path, expected)
+    source = open_source(path, told)
     check_floating(source)
     tokenizer = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"] if tokenizer_files.find(path) else []
-    others = [*{*carried.names(path), *tokenizer, "config.json", manifest.NAME}]
-    return plan(source, detect(path), output, hf.targets(source, dtype), others)
+    others = [*{*carried.names(source.path), *(tokenizer if target.to == "hf" else []), manifest.NAME}]
+    others += {"hf": ["config.json"], "meta": ["params.json"]}.get(target.to, [])
+    return plan(source, detect(path), output, planned(source, target), others)
+
+
+def planned(source: TensorSource, target: Target) -> Planned:
+    """Each weight file that would be written, with its tensors."""
+    if target.to == "meta":
+        return meta_write.targets(source, target.tp, target.dtype)
+    if target.to == "megatron":
+        dtype = target.dtype or source.dtype("embedding.weight")
+        trees = megatron.targets(source.shape, named(target.dialect), dtype, target.tp, target.stages)
+        return {name: list(tensors_to_fill(tree).values()) for name, tree in trees.items()}
+    return easylm.targets(source, target.dtype) if target.to == "easylm" else hf.targets(source, target.dtype)
 
 
 def shard(
@@ -56,6 +109,13 @@ def shard(
     check_output(path, output)
     with atomic_directory(output) as part:
         return rank_files.write(Mover(source, hashed, allow_nonfinite), part, tp, stages)
+
+
+def plan_shard(path: Path, output: Path, tp: int, stages: Stages) -> list[str]:
+    """What `shard` would read and write, in lines."""
+    source = open_source(path)
+    others = [*carried.names(path), "config.json", manifest.NAME]
+    return plan(source, detect(path), output, rank_files.targets(source, tp, stages), others)
 
 
 def merge(path: Path, output: Path) -> manifest.Manifest:
@@ -92,10 +152,12 @@ def origin(path: Path, hashed: bool = True) -> dict[str, Any]:
     kind = detect(path)
     if (path / manifest.NAME).is_file():
         return {"path": str(path), "format": kind, "digest": manifest.read(path).digest}
-    files = weight_files(path)
+    path = split_prefix(path)[1]
+    folder = path if path.is_dir() else path.parent
+    files = {str(file.relative_to(folder)): file for file in (weight_files(path) if path.is_dir() else [path])}
     if not hashed:
-        return {"path": str(path), "format": kind, "bytes": {str(f.relative_to(path)): f.stat().st_size for f in files}}
-    return {"path": str(path), "format": kind, "files": {str(file.relative_to(path)): sha256(file) for file in files}}
+        return {"path": str(path), "format": kind, "bytes": {name: file.stat().st_size for name, file in files.items()}}
+    return {"path": str(path), "format": kind, "files": {name: sha256(file) for name, file in files.items()}}
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -103,6 +165,6 @@ def weight_files(path: Path) -> list[Path]:
     patterns = (
         "params.json", "consolidated.*.pth", "config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin",
         "latest_checkpointed_iteration.txt", "**/model_optim_rng.pt", "**/model_rng.pt", "**/*.distcp", "**/.metadata",
-        "**/common.pt", "streaming_*", "*.msgpack", "*.pkl",
+        "**/common.pt", "streaming_*", "*.msgpack", "metadata*.pkl",
     )  # fmt: skip
     return sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})

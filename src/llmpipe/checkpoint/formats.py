@@ -1,43 +1,74 @@
 """The formats of weights: told from the files that lie there, and opened."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from llmpipe.checkpoint.easylm import EasyLMSource
+from llmpipe.checkpoint.easylm_files import split_prefix, weights_file
 from llmpipe.checkpoint.hf import HfSource
+from llmpipe.checkpoint.megatron.directory import is_megatron
+from llmpipe.checkpoint.megatron.source import MegatronSource
 from llmpipe.checkpoint.meta import MetaSource
 from llmpipe.checkpoint.rank_files import RankFilesSource
 from llmpipe.checkpoint.source import TensorSource, check_expected
 from llmpipe.errors import UserError
 from llmpipe.families import Shape
 
+MAY = (
+    "a directory of Hugging Face's (config.json, *.safetensors or pytorch_model*.bin), of Meta's (params.json,"
+    " consolidated.*.pth), of Megatron's (latest_checkpointed_iteration.txt, or mp_rank_* folders), of EasyLM's"
+    " (streaming_params or a flax file), or of rank files (tp0-pp0.safetensors)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the user says of a source beyond its files: it settles what these leave in doubt, and is checked."""
+
+    shape: Shape | None = None
+    dialect: str | None = None
+    """Of a Megatron directory."""
+    vocab: int | None = None
+    """The vocabulary's true rows, of a Megatron directory."""
+
+
+NOTHING = Told()
+
 
 def detect(path: Path) -> str:
-    """meta, hf or rank_files; UserError that says what lies there and what may."""
-    may = (
-        "a directory of Meta's (params.json, consolidated.*.pth), of Hugging Face's (config.json, *.safetensors),"
-        " or of rank files (tp0-pp0.safetensors)"
-    )
-    if not path.exists():
-        raise UserError(f"{path} is missing: there may stand {may}")
-    if not path.is_dir():
-        raise UserError(f"{path} is a file: there may stand {may}")
+    """hf, meta, megatron, easylm or rank_files; UserError that says what lies there and what may."""
+    plain = split_prefix(path)[1]
+    if not plain.exists():
+        raise UserError(f"{path} is missing: there may stand {MAY}")
+    if weights_file(plain) is not None:
+        return "easylm"
+    if not plain.is_dir():
+        raise UserError(f"{path} is a file: there may stand {MAY}")
     if (path / "tp0-pp0.safetensors").is_file():
         return "rank_files"
     if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
         return "meta"
-    weights = (*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin"))
-    if (path / "config.json").is_file() and weights:
+    if is_megatron(path):
+        return "megatron"
+    if (path / "config.json").is_file() and any((*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin*"))):
         return "hf"
     found = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") if found else "nothing"
-    raise UserError(f"{path} holds no weights that llmpipe reads: {listed} found; there may stand {may}")
+    raise UserError(f"{path} holds no weights that llmpipe reads: {listed} found; there may stand {MAY}")
 
 
-def open_source(path: Path, expected: Shape | None = None) -> TensorSource:
-    """Open a checkpoint of any format; `expected` is checked against what the source says of itself."""
+def open_source(path: Path, told: Told = NOTHING) -> TensorSource:
+    """Open a checkpoint of any format; what is told is checked against what the source says of itself."""
     kind = detect(path)
+    if (told.dialect or told.vocab) and kind != "megatron":
+        raise UserError(f"{path} is no Megatron directory ({kind}): --source-dialect and --vocab do not apply to it")
     if kind == "meta":
-        return MetaSource(path, expected)
+        return MetaSource(path, told.shape)
+    if kind == "megatron":
+        return MegatronSource(path, told.shape, told.dialect, told.vocab)
+    if kind == "easylm":
+        return EasyLMSource(path, told.shape)
     source = HfSource(path) if kind == "hf" else RankFilesSource(path)
-    if expected:
-        check_expected(source.shape, expected, path)
+    if told.shape:
+        check_expected(source.shape, told.shape, path)
     return source

@@ -16,7 +16,7 @@ from llmpipe.checkpoint import meta_params
 from llmpipe.checkpoint.carried import carried_files
 from llmpipe.checkpoint.layouts import Stored, clip_rows, head_rows, piece
 from llmpipe.checkpoint.mover import Filled, Mover
-from llmpipe.checkpoint.source import Slices, sizes_of
+from llmpipe.checkpoint.source import Slices, TensorSource, sizes_of
 from llmpipe.checkpoint.torch_write import write_torch_files
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, Shape, Tensor, layer_of
@@ -53,12 +53,22 @@ def write(
     write_json(directory / "params.json", params)
     hashes: dict[str, str | None] = {**carried_files(mover.source.path, directory)}
     hashes["params.json"] = sha256(directory / "params.json")
-    trees = {
-        name: {each.name: Filled(each, dtype or mover.source.dtype(each.parts[0].key)) for each in tensors}
-        for name, tensors in layout(shape, tp, by_rows).items()
-    }
-    with progress("convert", sum(filled.bytes for tree in trees.values() for filled in tree.values()), "B") as shown:
+    files = targets(mover.source, tp, dtype, by_rows)
+    trees = {name: {filled.stored.name: filled for filled in tensors} for name, tensors in files.items()}
+    with progress("convert", sum(filled.bytes for tensors in files.values() for filled in tensors), "B") as shown:
         return hashes | write_torch_files(mover, directory, trees, shown)
+
+
+def targets(
+    source: TensorSource, tp: int = 1, dtype: torch.dtype | None = None, by_rows: bool | None = None
+) -> dict[str, list[Filled]]:
+    """Each file and its tensors; UserError if the model cannot be split so."""
+    check_split(source.shape, tp)
+    files = layout(source.shape, tp, by_rows)
+    return {
+        name: [Filled(each, dtype or source.dtype(each.parts[0].key)) for each in tensors]
+        for name, tensors in files.items()
+    }
 
 
 def file_name(rank: int) -> str:

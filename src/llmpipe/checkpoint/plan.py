@@ -7,13 +7,17 @@ import torch
 
 from llmpipe.checkpoint.mover import Filled
 from llmpipe.checkpoint.source import TensorSource
-from llmpipe.families import Shape
+from llmpipe.families import FAMILIES, Shape
 
 # Measured in docs/numbers/conversion.md, SHA-256 of everything included: a fast disk, two cores.
 BYTES_PER_SECOND = 1e9
 
 
-def plan(source: TensorSource, kind: str, output: Path, files: dict[str, list[Filled]], others: list[str]) -> list[str]:
+Planned = dict[str, list[Filled]]
+"""The files of weights that would be written, with their tensors."""
+
+
+def plan(source: TensorSource, kind: str, output: Path, files: Planned, others: list[str]) -> list[str]:
     """In lines: the model, each file with each tensor and where its bytes come from, the totals.
 
     `others`: the names of files that are written beside the weights.
@@ -58,8 +62,6 @@ def _route(source: TensorSource, tensor: Filled) -> str:
 
 
 def _size(source: TensorSource, key: str) -> tuple[int, ...]:
-    from llmpipe.families import FAMILIES
-
     return FAMILIES[source.shape.family].row(key, source.shape).shape(source.shape)
 
 
