@@ -11,8 +11,10 @@ from twins import HEAD_SIZE, KV_HEADS, LAYERS, VOCAB, make_hf, sign
 
 from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
+from llmpipe.layout import Stages
 from llmpipe.verify.gate import verify
-from llmpipe.verify.rank_files import held
+from llmpipe.verify.hf import HfModel
+from llmpipe.verify.rank_files import Places
 
 OURS = {"self_attn.q_proj": "attention.q", "self_attn.k_proj": "attention.k", "self_attn.v_proj": "attention.v",
         "self_attn.o_proj": "attention.o", "input_layernorm": "attention_norm", "mlp.gate_proj": "mlp.gate",
@@ -177,12 +179,12 @@ def test_the_reference_has_to_be_a_checkpoint(rank_files):
         verify(rank_files, rank_files)
 
 
-def test_fewer_kv_heads_than_ranks_are_replicated_and_uneven_vocabulary_ends_short():
-    kv = torch.arange(KV_HEADS * HEAD_SIZE)[:, None]
-    ranks = [held(kv, "attention.k", 4, rank, KV_HEADS).flatten().tolist() for rank in range(4)]
+def test_fewer_kv_heads_than_ranks_are_replicated_and_uneven_vocabulary_ends_short(made):
+    kv, places = torch.arange(KV_HEADS * HEAD_SIZE)[:, None], Places(4, Stages(), HfModel(made[0]))
+    ranks = [places.part(kv, "attention.k", rank).flatten().tolist() for rank in range(4)]
     assert ranks == [list(range(8)), list(range(8)), list(range(8, 16)), list(range(8, 16))]
     rows = torch.arange(VOCAB + 1)[:, None]  # 161 in parts of 41
-    assert [len(held(rows, "head", 4, rank, KV_HEADS)) for rank in range(4)] == [41, 41, 41, 38]
+    assert [len(places.part(rows, "head", rank)) for rank in range(4)] == [41, 41, 41, 38]
 
 
 def test_a_header_without_layout_is_refused(made, rank_files):

@@ -3,13 +3,16 @@
 The rule of the layout is written here a second time, from its description and in the checkpoint's names, so that a
 mistake in the family's table or its slices is not on both sides:
 
-- q, k, v, gate and up are cut by rows, o and down by columns, in tp equal parts; norms are whole in every file
+- q, k, v, gate and up are cut by rows, their biases likewise, o and down by columns, in tp equal parts; norms, and the
+  biases of o and down, are whole in every file
 - with fewer KV heads than tp, neighbouring ranks hold the same head of k and v
 - embedding and head are cut by the vocabulary's true rows in parts of ceil(rows / tp), the last one shorter
-- stage p of pp holds layers p * layers / pp onwards; embedding on the first, final norm and head on the last
+- stage s of pp * vp, in the order of the flow, is on pipeline rank s % pp; without `layers` in the header all stages
+  hold as many layers; embedding on the first rank, final norm and head on the last, a tied embedding on both
 """
 
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from safetensors import safe_open
 from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
 from llmpipe.inference.forward import rank_logits
+from llmpipe.layout import Stages
 from llmpipe.progress import progress
 from llmpipe.verify.card import Check, Findings, at_most
 from llmpipe.verify.compare import Trace, numeric_checks, probe, run, stream
@@ -28,16 +32,30 @@ from llmpipe.verify.ours import OurModel
 
 _LAYER = {
     "input_layernorm": "attention_norm",
+    "ln_attn": "attention_norm",
     "self_attn.q_proj": "attention.q",
     "self_attn.k_proj": "attention.k",
     "self_attn.v_proj": "attention.v",
     "self_attn.o_proj": "attention.o",
+    "self_attn.q_norm": "attention.q_norm",
+    "self_attn.k_norm": "attention.k_norm",
+    "self_attention.dense": "attention.o",
     "post_attention_layernorm": "mlp_norm",
+    "ln_mlp": "mlp_norm",
     "mlp.gate_proj": "mlp.gate",
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
+    "mlp.dense_h_to_4h": "mlp.up",
+    "mlp.dense_4h_to_h": "mlp.down",
 }
-_OUTSIDE = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "head"}
+_OUTSIDE = {
+    "model.embed_tokens": "embedding",
+    "transformer.word_embeddings": "embedding",
+    "model.norm": "norm",
+    "transformer.ln_f": "norm",
+    "lm_head": "head",
+}
+_FUSED = re.compile(r"transformer\.h\.(\d+)\.self_attention\.query_key_value\.weight")
 _BY_COLUMNS = ("attention.o", "mlp.down")
 _INTEGER = {2: torch.int16, 4: torch.int32}
 
@@ -65,28 +83,27 @@ def rank_file_checks(subject: Path, reference: Path) -> Findings:
 def bit_checks(subject: Path, checkpoint: HfModel) -> Findings:
     """Every byte of the checkpoint is in its place in every file that holds it, and nothing else is there."""
     files = {path.stem: safe_open(path, framework="pt") for path in sorted(subject.glob("*.safetensors"))}
-    tp, pp = _layout(subject)
-    wrong = [f"{name}.safetensors is not of tp {tp} x pp {pp}" for name in files.keys() - _names(tp, pp)]
-    wrong += [f"{name}.safetensors is missing" for name in sorted(_names(tp, pp) - files.keys())]
+    tp, stages = _layout(subject)
+    places = Places(tp, stages, checkpoint)
+    wrong = [f"{name}.safetensors is not of tp{tp}-{stages.name}" for name in files.keys() - places.names()]
+    wrong += [f"{name}.safetensors is missing" for name in sorted(places.names() - files.keys())]
     left = {(name, key) for name, file in files.items() for key in file.offset_keys()}
     different, compared = [], 0
     with progress("compare", len(checkpoint.names()), "tensors") as shown:
         for name in checkpoint.names():
-            whole, kind, layer = checkpoint.read(name), *_kind(name)
-            stage = _stage(kind, layer, pp, checkpoint.num_layers)
-            for rank in range(tp):
-                file, key = f"tp{rank}-pp{stage}", _key(kind, layer)
-                if file in files and (file, key) in left:
-                    left.remove((file, key))
-                    part = held(whole, kind, tp, rank, checkpoint.config.num_key_value_heads)
-                    stored = files[file].get_tensor(key)
-                    compared += stored.nbytes
-                    different += _unequal(f"{key} in {file}.safetensors", stored, part)
-                elif not (kind == "head" and checkpoint.config.tie_word_embeddings):
-                    wrong.append(f"{key} is missing in {file}.safetensors")
+            for kind, layer, suffix, whole in parts_of(name, checkpoint):
+                key = _key(kind, layer, suffix)
+                for file, part in places.held(kind, layer, whole):
+                    if file in files and (file, key) in left:
+                        left.remove((file, key))
+                        stored = files[file].get_tensor(key)
+                        compared += stored.nbytes
+                        different += _unequal(f"{key} in {file}.safetensors", stored, part)
+                    else:
+                        wrong.append(f"{key} is missing in {file}.safetensors")
             shown.add(1, name)
     wrong += [f"{key} in {file}.safetensors is in no place of the checkpoint" for file, key in sorted(left)]
-    equal = f"{compared:,} bytes in {tp * pp} files, cut anew from {len(checkpoint.names())} tensors"
+    equal = f"{compared:,} bytes in {tp * stages.pp} files, cut anew from {len(checkpoint.names())} tensors"
     return [
         at_most(
             "tensors missing or left over", len(wrong), 0, "; ".join(wrong[:4]) or "each in its file, and no other"
@@ -95,21 +112,65 @@ def bit_checks(subject: Path, checkpoint: HfModel) -> Findings:
     ], next(iter(wrong + different), None)
 
 
-def held(whole: torch.Tensor, kind: str, tp: int, rank: int, num_kv_heads: int) -> torch.Tensor:
-    """The part of a checkpoint's tensor that a tp rank holds, by the rule above."""
-    if kind in ("norm", "attention_norm", "mlp_norm"):
-        return whole
-    if kind in ("attention.k", "attention.v") and num_kv_heads < tp:
-        return whole.unflatten(0, (num_kv_heads, -1))[rank // (tp // num_kv_heads)]
-    dim = 1 if kind in _BY_COLUMNS else 0
-    each = (whole.shape[dim] + tp - 1) // tp
-    start = min(rank * each, whole.shape[dim])
-    return whole.narrow(dim, start, min(each, whole.shape[dim] - start))
+def parts_of(name: str, checkpoint: HfModel) -> list[tuple[str, int | None, str, torch.Tensor]]:
+    """A checkpoint's tensor as what rank files hold of it: kind, layer, weight or bias, and the whole tensor."""
+    if fused := _FUSED.fullmatch(name):
+        config, whole = checkpoint.config, checkpoint.read(name)
+        each = config.num_attention_heads // checkpoint.kv_heads
+        heads = whole.view(checkpoint.kv_heads, each + 2, -1, config.hidden_size)  # (K, H/K + 2, D, C)
+        split = {"q": heads[:, :each], "k": heads[:, each], "v": heads[:, each + 1]}
+        return [
+            (f"attention.{which}", int(fused[1]), "weight", part.reshape(-1, config.hidden_size))
+            for which, part in split.items()
+        ]
+    kind, layer = _kind(name)
+    if kind == "head" and checkpoint.config.tie_word_embeddings:
+        return []
+    return [(kind, layer, name.rpartition(".")[2], checkpoint.read(name))]
+
+
+class Places:
+    """Which file holds which part of a tensor, by the rule above."""
+
+    def __init__(self, tp: int, stages: Stages, checkpoint: HfModel):
+        self.tp, self.pp, self.num_kv_heads = tp, stages.pp, checkpoint.kv_heads
+        self.tied = checkpoint.config.tie_word_embeddings
+        count, layers = stages.pp * stages.vp, checkpoint.num_layers
+        self.ends = list(accumulate(stages.layers or [layers // count] * count))
+
+    def names(self) -> set[str]:
+        """The stems of all files."""
+        return {f"tp{t}-pp{p}" for t in range(self.tp) for p in range(self.pp)}
+
+    def held(self, kind: str, layer: int | None, whole: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        """Each file's stem with the part of a whole tensor that it holds."""
+        ranks = [(t, p) for p in self.pipeline_ranks(kind, layer) for t in range(self.tp)]
+        return [(f"tp{t}-pp{p}", self.part(whole, kind, t)) for t, p in ranks]
+
+    def pipeline_ranks(self, kind: str, layer: int | None) -> list[int]:
+        """The pipeline ranks that hold a tensor."""
+        if layer is not None:
+            return [next(stage for stage, end in enumerate(self.ends) if layer < end) % self.pp]
+        if kind != "embedding":
+            return [self.pp - 1]
+        return sorted({0, self.pp - 1}) if self.tied else [0]
+
+    def part(self, whole: torch.Tensor, kind: str, rank: int) -> torch.Tensor:
+        """What a tp rank holds of a whole tensor."""
+        vector = whole.ndim == 1
+        if "norm" in kind or (vector and kind in _BY_COLUMNS):
+            return whole
+        if kind in ("attention.k", "attention.v") and self.num_kv_heads < self.tp:
+            return whole.unflatten(0, (self.num_kv_heads, -1))[rank // (self.tp // self.num_kv_heads)]
+        dim = 1 if kind in _BY_COLUMNS else 0
+        each = (whole.shape[dim] + self.tp - 1) // self.tp
+        start = min(rank * each, whole.shape[dim])
+        return whole.narrow(dim, start, min(each, whole.shape[dim] - start))
 
 
 def forward_checks(subject: Path, checkpoint: HfModel) -> Findings:
     """The sharded model in its tp x pp processes against transformers on the checkpoint, where it fits in memory."""
-    tp, pp = _layout(subject)
+    tp, stages = _layout(subject)
     needed = int(1.3 * 4 * checkpoint.num_elements())
     if needed > available_bytes():
         detail = (
@@ -118,14 +179,15 @@ def forward_checks(subject: Path, checkpoint: HfModel) -> Findings:
         return [Check("forward in ranks", None, None, "not run", detail)], None
     tokens, _ = probe(checkpoint.config.vocab_size, checkpoint.max_positions)
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    trace = Trace(logits=(run(checkpoint, tokens, positions), rank_logits(subject, tokens, tp, pp)))
+    trace = Trace(logits=(run(checkpoint, tokens, positions), rank_logits(subject, tokens, tp, stages)))
     checks = numeric_checks(trace, tokens)
-    detail = f"logits of {tp} x {pp} processes against transformers on the checkpoint, fp32: the rows above"
+    processes = f"{tp} x {stages.pp}"
+    detail = f"logits of {processes} processes against transformers on the checkpoint, fp32: the rows above"
     checks.append(Check("forward in ranks", None, None, "pass", detail))
     if all(check.verdict == "pass" for check in checks):
         return checks, None
     alone = stream(checkpoint, OurModel(subject), tokens, positions).first_difference
-    return checks, alone or f"the forward in {tp} x {pp} ranks; in one process the same model agrees"
+    return checks, alone or f"the forward in {processes} ranks; in one process the same model agrees"
 
 
 def _origin(subject: Path, reference: Path) -> Findings:
@@ -162,37 +224,28 @@ def _unequal(name: str, stored: torch.Tensor, part: torch.Tensor) -> list[str]:
 
 def _kind(name: str) -> tuple[str, int | None]:
     """What a checkpoint's tensor is, in our words, and its layer."""
-    base = name.removesuffix(".weight")
+    base = name.rpartition(".")[0]
     if base in _OUTSIDE:
         return _OUTSIDE[base], None
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", base)
+    match = re.fullmatch(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)", base)
     if not match or match[2] not in _LAYER:
-        raise UserError(f"{name} is no tensor of a Llama checkpoint: rank files cannot hold it")
+        raise UserError(f"{name} is no tensor of a checkpoint that rank files can hold")
     return _LAYER[match[2]], int(match[1])
 
 
-def _key(kind: str, layer: int | None) -> str:
-    return f"{kind}.weight" if layer is None else f"layers.{layer}.{kind}.weight"
+def _key(kind: str, layer: int | None, suffix: str) -> str:
+    return f"{kind}.{suffix}" if layer is None else f"layers.{layer}.{kind}.{suffix}"
 
 
-def _stage(kind: str, layer: int | None, pp: int, num_layers: int) -> int:
-    if layer is None:
-        return 0 if kind == "embedding" else pp - 1
-    return layer // (num_layers // pp)
-
-
-def _names(tp: int, pp: int) -> set[str]:
-    return {f"tp{t}-pp{p}" for t in range(tp) for p in range(pp)}
-
-
-def _layout(subject: Path) -> tuple[int, int]:
+def _layout(subject: Path) -> tuple[int, Stages]:
     path = subject / "tp0-pp0.safetensors"
     header = _header(path)
     if not (str(header.get("tp")).isdecimal() and str(header.get("pp")).isdecimal()):
         raise UserError(
             f"{path} does not say its layout, tp and pp, in its header's metadata: shard the checkpoint again"
         )
-    return int(header["tp"]), int(header["pp"])
+    layers = tuple(map(int, header["layers"].split(","))) if "layers" in header else ()
+    return int(header["tp"]), Stages(int(header["pp"]), int(header.get("vp", 1)), layers)
 
 
 def _header(path: Path) -> dict[str, Any]:
