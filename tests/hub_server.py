@@ -41,6 +41,10 @@ class Hub:
     """For a file: what is sent instead, once for each entry."""
     hang_after: dict[str, int] = field(default_factory=dict)
     """For a file: so many bytes are sent, and then nothing for long."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """For a file: the size that the hub says, if another than the true one."""
+    page: bytes | None = None
+    """What stands where a repository's files are told."""
     status: int = 0
     """Every request to the interface is answered so."""
     asked: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
@@ -66,7 +70,7 @@ def info(hub: Hub, name: str) -> dict[str, Any]:
     """The hub's answer on a repository."""
     siblings = []
     for file, content in hub.files.items():
-        sibling = {"rfilename": file, "size": len(content), "blobId": git_hash(content)}
+        sibling = {"rfilename": file, "size": hub.sizes.get(file, len(content)), "blobId": git_hash(content)}
         if hub.is_lfs(file):
             sibling["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
         siblings.append(sibling)
@@ -111,7 +115,8 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         if revision not in (*hub.revisions, COMMIT):
             return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-        return self.answer(200, {"Content-Type": "application/json"}, json.dumps(info(hub, name)).encode())
+        body = hub.page or json.dumps(info(hub, name)).encode()
+        return self.answer(200, {"Content-Type": "application/json"}, body)
 
     def resolve(self, commit: str, file: str) -> None:
         hub = self.server.hub

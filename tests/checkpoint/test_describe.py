@@ -94,6 +94,45 @@ def test_checkpoints_and_rank_files(meta: Path, tmp_path: Path, parameters: int)
         assert all(any(line.endswith(f"  {file}") for line in lines) for file in files)
 
 
+FORMATS = {
+    "meta": ("--to", "meta", "--tp", "2"),
+    "easylm": ("--to", "easylm"),
+    "mcore": ("--to", "megatron", "--dialect", "mcore", "--tp", "2", "--pp", "2"),
+    "legacy": ("--to", "megatron", "--dialect", "legacy", "--tp", "2"),
+    "epf": ("--to", "megatron", "--dialect", "epf", "--pp", "2"),
+    "ali": ("--to", "megatron", "--dialect", "ali", "--tp", "2"),
+    "mfz": ("--to", "megatron", "--dialect", "mfz", "--tp", "2"),
+}
+
+
+def share_nothing(hf: Path) -> None:
+    """As many KV heads as query heads, and the usual theta: both Megatron-LLaMAs know no others."""
+    config = json.loads((hf / "config.json").read_text())
+    usual = {"num_key_value_heads": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    (hf / "config.json").write_text(json.dumps(config | usual))
+    tensors = load_file(hf / "model.safetensors")
+    for name in [name for name in tensors if "k_proj" in name or "v_proj" in name]:
+        tensors[name] = torch.cat([tensors[name] + number for number in range(4)])
+    save_file(tensors, hf / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_told_and_its_tensors_are_the_same(name: str, hf: Path, tmp_path: Path) -> None:
+    if name in ("ali", "mfz"):
+        share_nothing(hf)
+    parameters = sum(tensor.numel() for tensor in load_file(hf / "model.safetensors").values())
+    made("convert", hf, *FORMATS[name], "--output", tmp_path / name)
+    (tmp_path / name / "manifest.json").unlink()  # as the originals leave theirs
+    more = ("--vocab", VOCAB) if "megatron" in FORMATS[name] else ()
+    lines = shown(tmp_path / name, *more)
+    assert lines[0] == f"{FORMATS[name][1]} weights {tmp_path / name}"
+    assert f"  model         llama, {parameters:,} parameters in 39 tensors" in lines
+    if "megatron" in FORMATS[name]:
+        assert lines[1].startswith(f"  dialect       {name}, of ")
+    done = CliRunner().invoke(group, ["diff", *map(str, (hf, tmp_path / name, *more)), "--changed", "--weights-only"])
+    assert done.exit_code == 0 and "39 tensors compared: 39 bit-equal; the same" in done.stdout, done.stdout
+
+
 def test_damaged_weights_are_told(hf: Path) -> None:
     tensors = load_file(hf / "model.safetensors")
     del tensors["model.norm.weight"]

@@ -173,6 +173,35 @@ def test_a_file_outside_of_the_output_is_refused(hub: Hub, download: Download, t
     assert not (tmp_path / "evil").exists() and not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_lists_the_files(hub: Hub, download: Download, tmp_path: Path) -> None:
+    lines = download("hf://org/tiny@main", "--dry-run").stdout.splitlines()
+    assert lines[0] == f"would make {tmp_path}/out of hf://org/tiny@{COMMIT}"
+    assert lines[1:-1] == [f"  {len(content):>15,}  {name}" for name, content in sorted(NEEDED.items())]
+    assert lines[-1] == f"would fetch {sum(map(len, NEEDED.values())):,} bytes to {tmp_path}/home/hub"
+    assert not fetched(hub) and not (tmp_path / "out").exists()
+    assert download("hf://org/tiny@main").returncode == 0
+    lines = download("hf://org/tiny@main", "--dry-run").stdout.splitlines()
+    assert all(line.endswith(", in the cache") for line in lines[1:-1])
+    assert lines[-1].startswith("would fetch 0 bytes to ")
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
+    hub: Hub, download: Download, tmp_path: Path
+) -> None:
+    hub.sizes["model.safetensors"] = 1 << 60
+    told = refused(download("hf://org/tiny@main"))
+    assert re.match(rf"hf://org/tiny takes [\d,]{{25}} bytes in {tmp_path}/home/hub, and [\d,]+ are free there: ", told)
+    assert not fetched(hub)
+
+
+def test_an_address_that_is_no_hub(hub: Hub, download: Download) -> None:
+    hub.page = b"<html>a page</html>"
+    told = refused(download("hf://org/tiny@main"))
+    assert told == (
+        f"{hub.url} does not answer on org/tiny as a hub does: HF_ENDPOINT has to be a hub's address, or unset"
+    )
+
+
 def test_a_cut_file_goes_on_where_it_was_cut(hub: Hub, download: Download, tmp_path: Path) -> None:
     hub.files["model.safetensors"] = os.urandom(12 << 20)
     hub.cuts["model.safetensors"] = [11 << 20]

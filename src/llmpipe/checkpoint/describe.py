@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.checkpoint import manifest
-from llmpipe.checkpoint.formats import detect, open_source
+from llmpipe.checkpoint.formats import NOTHING, Told, detect, open_source
+from llmpipe.checkpoint.megatron.source import MegatronSource
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES
@@ -23,14 +24,14 @@ def holds_weights(path: Path) -> bool:
     return True
 
 
-def describe(directory: Path, tensors: bool = False) -> str:
+def describe(directory: Path, tensors: bool = False, told: Told = NOTHING) -> str:
     """A directory with a manifest: kind, source, digest, the model's shape, its tensors on request, and the files."""
     found = manifest.read(directory)
     rows = {"digest": found.digest, "llmpipe": found.version, **_source_rows(found.source)}
     source = None
     if holds_weights(directory):
         try:
-            source = open_source(directory)
+            source = open_source(directory, told)
             rows |= _weight_rows(source)
         except UserError as error:
             rows["model"] = f"cannot be read: {error}"
@@ -41,12 +42,12 @@ def describe(directory: Path, tensors: bool = False) -> str:
     return "\n".join(lines + (tensor_lines(source) if tensors and source else []))
 
 
-def describe_weights(path: Path, tensors: bool = False) -> str:
+def describe_weights(path: Path, tensors: bool = False, told: Told = NOTHING) -> str:
     """Weights as they came, without a manifest: format, shape, types, its tensors on request.
 
     UserError as in `open_source`: if a tensor is missing, left over, or of a wrong shape.
     """
-    source = open_source(path)
+    source = open_source(path, told)
     lines = [f"{detect(path)} weights {path}", *_lines(_weight_rows(source))]
     return "\n".join(lines + (tensor_lines(source) if tensors else []))
 
@@ -75,7 +76,9 @@ def _weight_rows(source: TensorSource) -> dict[str, str]:
         count[dtype] = count.get(dtype, 0) + 1
         parameters, size = parameters + elements, size + elements * source.dtype(key).itemsize
     types = ", ".join(dtype if len(count) == 1 else f"{dtype} ({number} tensors)" for dtype, number in count.items())
+    dialect = source.dialect if isinstance(source, MegatronSource) else None
     return {
+        **({"dialect": f"{dialect.name}, of {dialect.system}"} if dialect else {}),
         "model": f"{source.shape.family}, {parameters:,} parameters in {sum(count.values())} tensors",
         **_shape_rows(source.shape),
         "stored as": f"{types}; {size:,} bytes",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint.formats import open_source
+from llmpipe.checkpoint.formats import NOTHING, Told, detect, open_source
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.progress import progress
@@ -63,9 +63,9 @@ class Difference:
         return same and not any(self.only) and self.counts().keys() <= accepted
 
 
-def diff(a: Path, b: Path, atol: float = 0.0) -> Difference:
+def diff(a: Path, b: Path, atol: float = 0.0, told: Told = NOTHING) -> Difference:
     """Compare two checkpoints; with `atol`, tensors whose elements differ by no more are close."""
-    first, second = open_source(a), open_source(b)
+    first, second = open_told(a, told), open_told(b, told)
     ours, theirs = first.keys(), second.keys()
     common = [key for key in ours if key in set(theirs)]
     total = sum(math.prod(_shape(first, key)) for key in common)
@@ -76,6 +76,11 @@ def diff(a: Path, b: Path, atol: float = 0.0) -> Difference:
             shown.add(math.prod(_shape(first, key)), key)
     only = ([key for key in ours if key not in set(common)], [key for key in theirs if key not in set(common)])
     return Difference((str(a), str(b)), tensors, only, parameters(first.shape, second.shape))
+
+
+def open_told(path: Path, told: Told) -> TensorSource:
+    """A source; what is told of Megatron directories is of these alone."""
+    return open_source(path, told if detect(path) == "megatron" else Told(told.shape))
 
 
 def parameters(a: Shape, b: Shape) -> dict[str, tuple[Any, Any]]:

@@ -7,23 +7,21 @@ weights are hard links of the cache's where both lie on one file system, copies 
 import hashlib
 import logging
 import os
-import re
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Event
 
 from llmpipe.checkpoint import manifest
-from llmpipe.checkpoint.carried import copy_hashed, goes_along
-from llmpipe.checkpoint.hub import DEFAULT_REVISION, Counter, Repository, fetch, look_up
+from llmpipe.checkpoint.carried import copy_hashed
+from llmpipe.checkpoint.hub import CACHE, DEFAULT_REVISION, Counter, Repository, cached, fetch, look_up
+from llmpipe.checkpoint.hub_choice import choose
 from llmpipe.config import HUB, parse_hub
 from llmpipe.errors import UserError
-from llmpipe.files import atomic_directory, read_json, sha256
+from llmpipe.files import atomic_directory, sha256
 from llmpipe.progress import progress
 
-FORMATS = ("safetensors", "bin", "meta")
-"""Of weights, in the order of preference."""
 WORKERS = 4
 log = logging.getLogger(__name__)
 
@@ -31,23 +29,61 @@ log = logging.getLogger(__name__)
 def download(uri: str, output: Path, weights: str | None = None, include: Sequence[str] = ()) -> manifest.Manifest:
     """Fetch what a model needs; the manifest holds the commit, and the SHA-256 of every file.
 
-    `weights` is one of FORMATS, None the first that is there; `include` are patterns of further files. UserError if
-    the hub is not reached or does not allow it, and for a file that is not what the hub says.
+    `weights` is one of `hub_choice.FORMATS`, None the first that is there; `include` are patterns of further files.
+    UserError if the hub is not reached or does not allow it, and for a file that is not what the hub says.
     """
-    name, revision = parse_hub(uri)
     manifest.check_replaceable(output)
+    repository, revision = _found(uri)
+    chosen = choose(repository, weights, include)
+    _check_room(repository, chosen, output)
+    with atomic_directory(output) as part:
+        hashes = _fetch_all(repository, chosen, part)
+        source = {"path": f"{HUB}{repository.name}", "revision": revision, "commit": repository.commit}
+        return manifest.write(part, "download", source, hashes)
+
+
+def plan(uri: str, output: Path, weights: str | None = None, include: Sequence[str] = ()) -> list[str]:
+    """What `download` would fetch, in lines; only an index of weights is fetched for it."""
+    repository, _ = _found(uri)
+    chosen = choose(repository, weights, include)
+    missing = _missing(repository, chosen)
+    lines = [f"would make {output} of {HUB}{repository.name}@{repository.commit}"]
+    for target, name in sorted(chosen.items()):
+        lines.append(f"  {repository.files[name].size:>15,}  {target}{'' if name in missing else ', in the cache'}")
+    return [*lines, f"would fetch {sum(missing.values()):,} bytes to {CACHE}"]
+
+
+def _found(uri: str) -> tuple[Repository, str]:
+    """The repository that is meant, and the revision."""
+    name, revision = parse_hub(uri)
     _hub_lines_in_the_log()
     repository = look_up(name, revision)
-    at = f"{HUB}{name}@{repository.commit}"
     if revision:
         log.info("%s is commit %s", uri, repository.commit)
     else:
+        at = f"{HUB}{name}@{repository.commit}"
         log.warning("%s names no revision: %s is taken, now %s", uri, DEFAULT_REVISION, at)
-    chosen = choose(repository, weights, include)
-    with atomic_directory(output) as part:
-        hashes = _fetch_all(repository, chosen, part)
-        source = {"path": f"{HUB}{name}", "revision": revision or DEFAULT_REVISION, "commit": repository.commit}
-        return manifest.write(part, "download", source, hashes)
+    return repository, revision or DEFAULT_REVISION
+
+
+def _missing(repository: Repository, chosen: dict[str, str]) -> dict[str, int]:
+    """The bytes of each file that is not in the cache."""
+    return {name: repository.files[name].size for name in chosen.values() if not cached(repository, name)}
+
+
+def _check_room(repository: Repository, chosen: dict[str, str], output: Path) -> None:
+    """UserError before anything is fetched if a disk has too little room for it."""
+    needed = {CACHE: sum(_missing(repository, chosen).values())}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    if output.parent.stat().st_dev != CACHE.stat().st_dev:  # then weights are copied, not linked
+        needed[output.parent] = sum(repository.files[name].size for name in chosen.values())
+    for folder, size in needed.items():
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise UserError(
+                f"{HUB}{repository.name} takes {size:,} bytes in {folder}, and {free:,} are free there: make room, or"
+                " name another place, for the cache with HF_HOME"
+            )
 
 
 def _hub_lines_in_the_log() -> None:
@@ -55,77 +91,6 @@ def _hub_lines_in_the_log() -> None:
     logger = logging.getLogger("huggingface_hub")
     logger.handlers.clear()
     logger.propagate = True
-
-
-def choose(repository: Repository, weights: str | None = None, include: Sequence[str] = ()) -> dict[str, str]:
-    """What to fetch: from the path below the output to the name in the repository."""
-    found = {kind: names for kind in FORMATS if (names := _weights(repository, kind))}
-    kind = weights or next(iter(found), None)
-    if kind not in found and (weights or not include):
-        raise UserError(_no_weights(repository, weights, list(found)))
-    along = [name for name in repository.files if goes_along(name)]
-    if kind in ("safetensors", "bin") and "config.json" in repository.files:
-        along.append("config.json")
-    wanted = {name: name for name in [*along, *_included(repository, include)]}
-    # Meta's files of a repository that has both stand in original/
-    return wanted | {name.removeprefix("original/"): name for name in found.get(kind or "", [])}
-
-
-def _weights(repository: Repository, kind: str) -> list[str]:
-    """The files of one format of weights, empty if there is none."""
-    if kind == "meta":
-        return _meta_weights(repository)
-    return _hf_weights(repository, "model.safetensors" if kind == "safetensors" else "pytorch_model.bin")
-
-
-def _hf_weights(repository: Repository, single: str) -> list[str]:
-    """One file, or an index and the files that it names; an index counts first, as everywhere."""
-    index = f"{single}.index.json"
-    if index not in repository.files:
-        return [single] if single in repository.files else []
-    table = read_json(fetch(repository, index), "the repository is damaged, take another revision")
-    if not isinstance(table, dict) or not isinstance(table.get("weight_map"), dict):
-        raise UserError(f"{HUB}{repository.name}: {index} has no weight_map: take another revision")
-    named = sorted({str(name) for name in table["weight_map"].values()})
-    missing = [name for name in named if name not in repository.files]
-    if missing:
-        raise UserError(f"{HUB}{repository.name}: {index} names {', '.join(missing)}, and the repository has none such")
-    return [index, *named]
-
-
-def _meta_weights(repository: Repository) -> list[str]:
-    """consolidated.*.pth, params.json and tokenizer.model, at the top or in original/."""
-    for folder in ("", "original/"):
-        shards = [name for name in repository.files if re.fullmatch(rf"{folder}consolidated\.\d+\.pth", name)]
-        beside = [f"{folder}{name}" for name in ("params.json", "tokenizer.model")]
-        if shards and beside[0] in repository.files:
-            return [*shards, *(name for name in beside if name in repository.files)]
-    return []
-
-
-def _no_weights(repository: Repository, asked: str | None, there: list[str]) -> str:
-    names = sorted(repository.files)
-    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    if there:
-        return f"{HUB}{repository.name} has no weights of format {asked}, but {', '.join(there)}"
-    return (
-        f"{HUB}{repository.name} has no weights that llmpipe knows: {listed or 'nothing'} found; expected"
-        " model.safetensors, pytorch_model.bin, or Meta's consolidated.*.pth with params.json."
-        " --include PATTERN fetches other files"
-    )
-
-
-def _included(repository: Repository, patterns: Sequence[str]) -> list[str]:
-    found = []
-    for pattern in patterns:
-        names = [name for name in repository.files if fnmatchcase(name, pattern)]
-        if not names:
-            raise UserError(f"--include {pattern}: {HUB}{repository.name} has no such file")
-        for name in names:
-            if name.startswith("/") or ".." in PurePosixPath(name).parts:
-                raise UserError(f"{HUB}{repository.name} has a file {name!r}, which would lie outside of the output")
-        found += names
-    return found
 
 
 def _fetch_all(repository: Repository, chosen: dict[str, str], part: Path) -> dict[str, str | None]:

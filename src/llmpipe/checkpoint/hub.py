@@ -4,6 +4,7 @@ huggingface_hub does both: it finds the user's token (HF_TOKEN, `hf auth login`)
 endpoint (HF_ENDPOINT), and goes on where a connection was cut. Here its errors become ones that say what to do.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_download
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -30,6 +32,8 @@ from llmpipe.progress import Progress
 WAITS = (5, 30, 120)
 """Seconds before a file is asked for again, after huggingface_hub has given it up."""
 DEFAULT_REVISION = constants.DEFAULT_REVISION
+CACHE = Path(constants.HF_HUB_CACHE)
+_NO_HUB = "{} does not answer on {} as a hub does: HF_ENDPOINT has to be a hub's address, or unset"
 log = logging.getLogger(__name__)
 
 
@@ -56,14 +60,22 @@ class Repository:
 def look_up(name: str, revision: str | None) -> Repository:
     """One request: the commit that a revision (a branch, a tag; None: the default branch) is now, and its files."""
     with _explained(name, revision):
-        info = HfApi().model_info(name, revision=revision or DEFAULT_REVISION, files_metadata=True)
+        try:
+            info = HfApi().model_info(name, revision=revision or DEFAULT_REVISION, files_metadata=True)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(_NO_HUB.format(constants.ENDPOINT, name)) from error
     files = {
         file.rfilename: HubFile(file.size or 0, file.lfs.sha256 if file.lfs else None, file.blob_id or "")
         for file in info.siblings or []
     }
     if not info.sha:
-        raise UserError(f"{constants.ENDPOINT} names no commit of {name}: HF_ENDPOINT has to be a hub's address")
+        raise UserError(_NO_HUB.format(constants.ENDPOINT, name))
     return Repository(name, info.sha, files)
+
+
+def cached(repository: Repository, name: str) -> bool:
+    """Whether a file is in the cache; whether it is whole and right shows when it is read."""
+    return isinstance(try_to_load_from_cache(repository.name, name, revision=repository.commit), str)
 
 
 class Counter:
@@ -129,7 +141,7 @@ def _explained(name: str, revision: str | None, file: str | None = None) -> Iter
         yield
     except HFValidationError as error:
         raise UserError(f"hf://{name}: {error}") from error
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:  # hf_xet's are RuntimeErrors
         if isinstance(error, InterruptedError) or (isinstance(error, OSError) and error.errno):
             raise
         cause = _cause(error)
@@ -146,7 +158,7 @@ def _may_pass(cause: BaseException | None) -> bool:
     """Whether a later attempt may go well: the network, an overloaded hub."""
     if isinstance(cause, HfHubHTTPError):
         return cause.response.status_code in (408, 429) or cause.response.status_code >= 500
-    return not isinstance(cause, OfflineModeIsEnabled)
+    return not isinstance(cause, OfflineModeIsEnabled | FileMetadataError)
 
 
 def _told(error: Exception, name: str, revision: str | None, file: str | None) -> str:
@@ -155,7 +167,7 @@ def _told(error: Exception, name: str, revision: str | None, file: str | None) -
     log_in = "run `hf auth login` or set HF_TOKEN"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, OfflineModeIsEnabled):
-        folder = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+        folder = Path(CACHE, f"models--{name.replace('/', '--')}", "snapshots")
         return (
             f"{what}: HF_HUB_OFFLINE forbids to ask the hub: unset it, or name a folder that is there already, as those"
             f" in {folder} are, instead of hf://"
@@ -172,5 +184,5 @@ def _told(error: Exception, name: str, revision: str | None, file: str | None) -
         return f"{what}: {constants.ENDPOINT} answers {status}: run this again later; whole files are kept"
     return (
         f"{what}: {constants.ENDPOINT} is not reached, or the connection broke ({error}): run this again where the hub"
-        f" is reached (HF_ENDPOINT names another); whole files are kept in {constants.HF_HUB_CACHE}"
+        f" is reached (HF_ENDPOINT names another); whole files are kept in {CACHE}"
     )

@@ -1,10 +1,12 @@
 """llmpipe diff: two checkpoints of any formats, tensor by tensor."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from llmpipe.cli import with_log
+from llmpipe.cli.sources import told, with_told
 
 
 @click.command()
@@ -18,10 +20,11 @@ from llmpipe.cli import with_log
 )
 @click.option("--weights-only", is_flag=True, help="Hyper-parameters may differ; they are shown.")
 @click.option("--changed", is_flag=True, help="Show only the tensors that are not bit-equal.")
+@with_told
 @with_log
 @click.pass_context
 def command(
-    ctx: click.Context, a: Path, b: Path, allow_dtype: bool, atol: float, weights_only: bool, changed: bool
+    ctx: click.Context, a: Path, b: Path, allow_dtype: bool, atol: float, weights_only: bool, changed: bool, **more: Any
 ) -> None:
     """Compare the tensors and hyper-parameters of two checkpoints, each of any format that convert reads.
 
@@ -34,7 +37,7 @@ def command(
     """
     from llmpipe.checkpoint.diff import diff, summary, table
 
-    found = diff(a, b, atol)
+    found = diff(a, b, atol, told(**more))
     same = found.equal(allow_dtype, weights_only)
     click.echo(
         "\n".join([*table(found, changed), f"{summary(found)}; the same" if same else f"{summary(found)}; they differ"])

@@ -20,8 +20,9 @@ FORMATS = ("safetensors", "bin", "meta")
     help="Which weights, where a repository has several. [default: the first of these that it has]",
 )
 @click.option("--include", multiple=True, metavar="PATTERN", help="Further files, as 'adapter_*'; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Print what would be fetched, and stop.")
 @with_log
-def command(source: str, output: Path, weights: str | None, include: tuple[str, ...]) -> None:
+def command(source: str, output: Path, weights: str | None, include: tuple[str, ...], dry_run: bool) -> None:
     """Fetch the files of a model that its weights, tokenizer and licence are in, with your own token and cache.
 
     REV is a branch, a tag or a commit; which commit it was stands in the manifest.json, with the SHA-256 of every
@@ -31,6 +32,9 @@ def command(source: str, output: Path, weights: str | None, include: tuple[str, 
     Example:
       llmpipe download hf://meta-llama/Llama-2-7b-hf@main --output scratch/llama-2-7b
     """
-    from llmpipe.checkpoint.download import download
+    from llmpipe.checkpoint.download import download, plan
 
-    download(source, output, weights, include)
+    if dry_run:
+        click.echo("\n".join(plan(source, output, weights, include)))
+    else:
+        download(source, output, weights, include)

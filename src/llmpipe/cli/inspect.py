@@ -1,10 +1,12 @@
 """llmpipe inspect."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from llmpipe.cli import with_log
+from llmpipe.cli.sources import told, with_told
 
 
 @click.command()
@@ -12,8 +14,9 @@ from llmpipe.cli import with_log
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Show a dataset's first documents as text.")
 @click.option("--documents", type=click.IntRange(min=1), default=3, show_default=True, help="How many of them.")
 @click.option("--tensors", is_flag=True, help="List every tensor of weights: type, sizes, our name.")
+@with_told
 @with_log
-def command(path: Path, tokenizer: Path | None, documents: int, tensors: bool) -> None:
+def command(path: Path, tokenizer: Path | None, documents: int, tensors: bool, **more: Any) -> None:
     """Show what a dataset, checkpoint, rank files, other weights or a run hold, on standard output.
 
     PATH is a dataset's prefix (its files without .bin and .idx), a directory with a manifest.json, a run's folder, or
@@ -37,7 +40,7 @@ def command(path: Path, tokenizer: Path | None, documents: int, tensors: bool) -
     elif (path / manifest.NAME).is_file():
         from llmpipe.checkpoint.describe import describe
 
-        click.echo(describe(path, tensors))
+        click.echo(describe(path, tensors, told(**more)))
     elif (path / "run.json").is_file() or (path / "job.json").is_file():
         from llmpipe.train.describe import describe
 
@@ -47,7 +50,7 @@ def command(path: Path, tokenizer: Path | None, documents: int, tensors: bool) -
 
         if not holds_weights(path):
             raise UserError(_nothing(path))
-        click.echo(describe_weights(path, tensors))
+        click.echo(describe_weights(path, tensors, told(**more)))
 
 
 def _nothing(path: Path) -> str:
