@@ -79,6 +79,8 @@ class Dialect:
     """The name of the embedding's copy on the last of several stages, where the head is tied."""
     tables: tuple[str, ...] = ()
     """Dotted names that are tables within tables; what stands in one is named by the rest, dots and all."""
+    empty: tuple[str, ...] = ()
+    """Names that are written for each layer with None in them: states that a strict load asks for."""
     outer: Mapping[str, Any] = field(default_factory=lambda: {"checkpoint_version": 3.0})
     """What stands beside `model` and `args` in a written file."""
     folder: str = "release"

@@ -35,6 +35,10 @@ MCORE = Dialect(
     marks=(r"^decoder\.layers\.",),
     families=("llama", "mistral", "qwen2", "qwen3"),
     tied_head="output_layer.weight",
+    empty=tuple(
+        f"{_LAYER}.{linear}._extra_state"  # Transformer Engine's, of its 8-bit types
+        for linear in ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+    ),
     outer=OUTER,
     folder="iter_0000001",
     read_args=read_args,

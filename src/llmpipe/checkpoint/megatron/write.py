@@ -87,15 +87,20 @@ def _models(
     """`model`, or model0, model1 ... of virtual stages."""
     stages = range(pp_rank, grid.stages.pp * grid.stages.vp, grid.stages.pp)
     return {
-        f"model{number}" if grid.stages.vp > 1 else "model": _nested(
-            {
-                item.stored.name: Filled(_padded(item.stored, shape), dtype)
-                for item in rank_layout(dialect, shape, grid, Place(tp_rank, stage))
-            },
-            dialect.tables,
-        )
+        f"model{number}" if grid.stages.vp > 1 else "model": _model(shape, dialect, grid, dtype, Place(tp_rank, stage))
         for number, stage in enumerate(stages)
     }
+
+
+def _model(shape: Shape, dialect: Dialect, grid: Grid, dtype: torch.dtype, place: Place) -> dict[str, Any]:
+    """A stage's tensors, and the states of its layers."""
+    held: dict[str, Filled | None] = {
+        item.stored.name: Filled(_padded(item.stored, shape), dtype)
+        for item in rank_layout(dialect, shape, grid, place)
+    }
+    count = len(grid.layers(shape.num_layers, place.stage))
+    held |= {name.format(layer): None for layer in range(count) for name in dialect.empty}
+    return _nested(held, dialect.tables)
 
 
 def _padded(stored: Stored, shape: Shape) -> Stored:
@@ -107,7 +112,7 @@ def _padded(stored: Stored, shape: Shape) -> Stored:
     return Stored(stored.name, stored.shape, (last,), padding="last")
 
 
-def _nested(tensors: dict[str, Filled], tables: tuple[str, ...]) -> dict[str, Any]:
+def _nested(tensors: dict[str, Filled | None], tables: tuple[str, ...]) -> dict[str, Any]:
     """Tensors in tables within tables; a name's part below the innermost is one key, dots and all."""
     tree: dict[str, Any] = {}
     for name, filled in tensors.items():
