@@ -128,6 +128,9 @@ def test_linear_and_llama3_scaling_of_positions(tmp_path):
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192})  # fmt: skip
     path = twins.write("te", load_file(llama3 / "model.safetensors"), tmp_path / "te", 2, 1, 2, use_rope_scaling=True)
     assert difference(opened(path), llama3) <= 1e-5
+    assert hyper_parameter_checks(opened(path), HfModel(llama3))[1] is None
+    said = {name: value for name, value in HfModel(linear).hyper_parameters().items() if name.startswith("rope")}
+    assert difference(MegatronModel(path, said=said), linear) <= 1e-5  # the weights are the same
 
 
 def test_a_window_is_that_of_transformers(tmp_path):
@@ -136,6 +139,7 @@ def test_a_window_is_that_of_transformers(tmp_path):
     path = twins.write("epf", load_file(hf / "model.safetensors"), tmp_path / "epf", 2, 1, 2, sliding_window_size=16)
     side = opened(path)
     assert difference(side, hf) <= 1e-5
+    assert hyper_parameter_checks(side, HfModel(hf))[1] is None
     side.settings.window = 17
     assert difference(side, hf) > 1e-3
 

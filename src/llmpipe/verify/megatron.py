@@ -33,8 +33,8 @@ class MegatronModel:
         self,
         path: Path,
         rounded_to: torch.dtype | None = None,
-        said: Mapping[str, float] | None = None,
-        assumed: Mapping[str, float] | None = None,
+        said: Mapping[str, float | str] | None = None,
+        assumed: Mapping[str, float | str] | None = None,
         old_permutation: bool = False,
     ):
         """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use.
@@ -67,9 +67,9 @@ class MegatronModel:
         """One whole tensor in its stored type, the ranks joined; UserError if copies differ."""
         return self._read(*self._names[name])
 
-    def hyper_parameters(self) -> dict[str, float]:
+    def hyper_parameters(self) -> dict[str, float | str]:
         """What shapes the arithmetic, as these files or the user say it; what is assumed is left out."""
-        sizes = {
+        sizes: dict[str, float | str] = {
             "layers": self.num_layers,
             "hidden size": self.hidden,
             "MLP rows": self.weights.sizes(0, "down.weight")[1] * self.weights.files.tp,
