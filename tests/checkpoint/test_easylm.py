@@ -14,6 +14,7 @@ from meta_files import FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, THETA, VO
 from easylm_files import easylm_tensors, pack, write_nested, write_stream
 from llmpipe.checkpoint import easylm
 from llmpipe.checkpoint.easylm import EasyLMSource
+from llmpipe.checkpoint.easylm_files import weights_file
 from llmpipe.checkpoint.hf import HfSource
 from llmpipe.checkpoint.mover import Mover
 from llmpipe.errors import UserError
@@ -111,6 +112,15 @@ def test_a_directory_is_told_by_its_content(tmp_path: Path, hf_tensors: Tensors,
     write_stream(tmp_path / "streaming_params", tensors)
     assert EasyLMSource(tmp_path, SHAPE).file == tmp_path / "streaming_params"
     assert EasyLMSource(tmp_path / "open_llama", SHAPE).path == tmp_path
+
+
+def test_a_flax_model_beside_other_weights_is_not_taken_for_easylms(tmp_path: Path, tensors: Tensors) -> None:
+    write_nested(tmp_path / "flax_model.msgpack", tensors)
+    assert weights_file(tmp_path) == tmp_path / "flax_model.msgpack"
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert weights_file(tmp_path) is None
+    write_stream(tmp_path / "streaming_params", tensors)
+    assert weights_file(tmp_path) == tmp_path / "streaming_params"
 
 
 def metadata(path: Path, **changes: Any) -> None:

@@ -94,7 +94,8 @@ def test_what_the_files_do_not_say_is_assumed_and_not_said_again(twins: tuple[Pa
         EasyLMModel(file)
     model = EasyLMModel(file, assumed=HfModel(twins[0]).hyper_parameters())
     assert error(model, twins[0]) <= 1e-5
-    assert model.hyper_parameters().keys() == {"layers", "hidden size", "MLP rows", "vocabulary", "tied embedding"}
+    said = {"layers", "hidden size", "MLP rows", "vocabulary", "tied embedding", "rope scaling", "window"}
+    assert model.hyper_parameters().keys() == said
 
 
 def test_huggingfaces_config_beside_the_file_is_heard(twins: tuple[Path, Path], tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from llmpipe.files import read_json
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, METADATA = "streaming_params", "streaming_train_state", "metadata.pkl"
+_NAMES = (WEIGHTS, STATE)
+_OTHERS = (".safetensors", ".pth", ".bin", ".distcp")
 # Fields of Shape and llama_config's keys for them; older versions had no KV heads, no theta, and max_sequence_length.
 _CONFIG = {
     "num_layers": "num_hidden_layers",
@@ -36,14 +38,17 @@ _PICKLE_BYTES = 1 << 24
 def weights_file(path: Path) -> Path | None:
     """The file with the weights: `path` itself, or the one in the directory; None if there is none.
 
-    UserError if there are several, none of which is the latest params or train state.
+    Beside another format's weights only EasyLM's own names count: Hugging Face's directories may hold a flax_model.
+    UserError if there are several files, none of which is the latest params or train state.
     """
     if path.is_file():
         return path if looks_like_msgpack(path) else None
     if not path.is_dir():
         return None
-    found = sorted(file for file in path.iterdir() if file.is_file() and looks_like_msgpack(file))
-    latest = [file for file in found if file.name in (WEIGHTS, STATE)] or found
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    others = any(file.suffix in _OTHERS for file in files)
+    found = [file for file in files if looks_like_msgpack(file) and not (others and not file.name.startswith(_NAMES))]
+    latest = [file for file in found if file.name in _NAMES] or found
     if len(latest) > 1:
         raise UserError(f"{path} holds {', '.join(file.name for file in latest)}: name the file that you want")
     return latest[0] if latest else None
@@ -61,7 +66,7 @@ def split_prefix(path: Path) -> tuple[str | None, Path]:
 
 def metadata_of(file: Path) -> Path:
     """metadata.pkl, or that of a milestone."""
-    return file.with_name(METADATA if file.name in (WEIGHTS, STATE) else f"metadata_{file.name.rpartition('_')[2]}.pkl")
+    return file.with_name(METADATA if file.name in _NAMES else f"metadata_{file.name.rpartition('_')[2]}.pkl")
 
 
 def read_shape(file: Path) -> Shape | None:

@@ -29,6 +29,7 @@ _WORDS = {
     "rope theta": ("rope_theta",),
     "longest sequence": ("max_position_embeddings", "max_sequence_length"),
 }
+_Values = dict[str, float | str]
 _KERNELS = {
     "attention/wq", "attention/wk", "attention/wv", "attention/wo", "feed_forward/w1", "feed_forward/w2",
     "feed_forward/w3", "lm_head",
@@ -49,8 +50,8 @@ class EasyLMModel:
         self,
         path: Path,
         rounded_to: torch.dtype | None = None,
-        said: Mapping[str, float] | None = None,
-        assumed: Mapping[str, float] | None = None,
+        said: Mapping[str, float | str] | None = None,
+        assumed: Mapping[str, float | str] | None = None,
     ):
         """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use."""
         self.path, self.rounded_to = split_prefix(path)[1], rounded_to
@@ -65,7 +66,7 @@ class EasyLMModel:
             raise UserError(f"{file} has the layers {sorted(layers)}, expected all from 0 on")
         self.hidden = self._array("transformer/wte/embedding").shape[1]
         self.head_dim = self.hidden // self.num_heads
-        self.tied = self._is_tied({**(assumed or {}), **(said or {})}.get("tied embedding", 0))
+        self.tied = self._is_tied({**(assumed or {}), **(said or {})}.get("tied embedding"))
 
     def names(self) -> list[str]:
         """Every parameter; a head that is asked to be the embedding, and is, is none."""
@@ -84,7 +85,7 @@ class EasyLMModel:
             raise UserError(f"{self.path}: {name} is no tensor of EasyLM's Llama")
         return tensor.T.contiguous() if kind in _KERNELS else tensor
 
-    def hyper_parameters(self) -> dict[str, float]:
+    def hyper_parameters(self) -> dict[str, float | str]:
         """What shapes the arithmetic, as these files or the user say it; what is assumed is left out."""
         heads = {"query heads", "KV heads"} <= self._known.keys()
         return {
@@ -93,6 +94,8 @@ class EasyLMModel:
             "MLP rows": self._array("transformer/h/0/feed_forward/w1/kernel").shape[1],
             "vocabulary": self._array("transformer/wte/embedding").shape[0],
             "tied embedding": int(self.tied),
+            "rope scaling": "default",  # the format has no other, and no window
+            "window": "none",
             **({"head size": self.head_dim} if heads else {}),
             **self._known,
         }
@@ -156,7 +159,7 @@ class EasyLMModel:
                 data += file.read(count * array.dtype.itemsize)
         return torch.frombuffer(data, dtype=array.dtype).view(array.shape)
 
-    def _settings(self, config: dict[str, Any], said: dict[str, float], assumed: dict[str, float]) -> None:
+    def _settings(self, config: dict[str, Any], said: _Values, assumed: _Values) -> None:
         """Head counts, eps and theta; `_known` are those that the user or the files say."""
         told = {
             name: next((config[word] for word in words if config.get(word) is not None), None)
@@ -174,11 +177,16 @@ class EasyLMModel:
         self.num_heads, self.num_kv_heads = int(every["query heads"]), int(every["KV heads"])
         self.eps, self.theta = float(every["norm eps"]), float(every["rope theta"])
 
-    def _is_tied(self, asked: float) -> bool:
+    def _is_tied(self, asked: float | str | None) -> bool:
         """Whether the head is the embedding's copy; EasyLM itself never ties them, so it is looked at if asked."""
         if not asked or "lm_head/kernel" not in self.arrays:
             return "lm_head/kernel" not in self.arrays
         return torch.equal(self._stored("lm_head/kernel").T, self._stored("transformer/wte/embedding"))
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a path is a file of EasyLM's, or a directory with one."""
+    return weights_file(split_prefix(path)[1]) is not None
 
 
 def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
