@@ -7,7 +7,8 @@
 The original is run as a user runs it, as a process of its own. Stubbed: `apex` and `amp_C`, which `import megatron`
 asks for and conversion never calls. TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD stands for the torch of 2023, whose load took
 any pickle. The way back needs two fields of `args` that the way there does not write and a training run does
-(`layernorm_epsilon`, `seq_length`): they are added to the files between the two.
+(`layernorm_epsilon`, `seq_length`): they are added to the files between the two. Its model is run, too: see
+megatron_llama_forward.py.
 """
 
 import argparse
@@ -20,16 +21,11 @@ from pathlib import Path
 
 import record
 import torch
+from megatron_llama_forward import run as run_model
+from megatron_llama_forward import stub
 from tiny import config, state_dict, write
 
 SCRIPT = "tools/checkpoint_conversion/llama_checkpoint_conversion.py"
-STUBS = {
-    "amp_C.py": "",
-    "apex/__init__.py": "",
-    "apex/multi_tensor_apply.py": "multi_tensor_applier = None\n",
-    "apex/normalization/__init__.py": "",
-    "apex/normalization/fused_layer_norm.py": "FusedLayerNormAffineFunction = FusedRMSNormAffineFunction = None\n",
-}
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # shape, dtype, tp, pp, make_vocab_size_divisible_by, and whether the way back works in the original
 CASES = [
@@ -42,12 +38,6 @@ CASES = [
 ]
 # shape, tp, pp: the first is refused though it could be done; the second drops a layer without a word
 REFUSED = [("mha_6", 3, 1), ("mha_6", 1, 3)]
-
-
-def stub(directory: Path) -> None:
-    for name, text in STUBS.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(text)
 
 
 def source(shape: str, directory: Path) -> None:
@@ -141,6 +131,20 @@ def refused(checkout: Path, stubs: Path, work: Path) -> list[dict[str, object]]:
     return found
 
 
+def forward(checkout: Path, stubs: Path, work: Path) -> list[dict[str, object]]:
+    """The logits of its model; where the vocabulary is padded it refuses the file of its own converter."""
+    found: list[dict[str, object]] = []
+    source("mha_6", work / "mha_6")
+    for divisor, padded in ((1, 131), (8, 136)):
+        save = work / f"forward-{divisor}"
+        assert not forth(checkout, stubs, work / "mha_6", save, "float32", 1, 1, divisor)
+        file = save / "release/mp_rank_00/model_optim_rng.pt"
+        case = {"shape": "mha_6", "dtype": "float32", "tp": 1, "pp": 1, "make_vocab_size_divisible_by": divisor}
+        case |= {"direction": "forward", **run_model("ali", checkout, stubs, "mha_6", file, padded)}
+        found.append(case)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
@@ -153,7 +157,7 @@ def main() -> None:
         proof = {
             "system": "alibaba/Megatron-LLaMA, tools/checkpoint_conversion/llama_checkpoint_conversion.py",
             "commit": record.commit(checkout),
-            "cases": cases(checkout, work / "stubs", work),
+            "cases": cases(checkout, work / "stubs", work) + forward(checkout, work / "stubs", work),
             "refused": refused(checkout, work / "stubs", work),
         }
     record.write(arguments.output, proof)

@@ -1,6 +1,7 @@
 """Run the converters of MinfanZhao/Megatron-LM_ (branch llama-sft) on tiny checkpoints, and record what they write.
 
     git clone -b llama-sft https://github.com/MinfanZhao/Megatron-LM_ && git -C Megatron-LM_ checkout 619b0a0
+    pip install torch "transformers==4.40.2" accelerate einops six
     python benchmarks/proof/megatron_llama_mfz.py Megatron-LM_ --output docs/proof/megatron_llama_mfz.json
 
 The four steps, in the original's order: Hugging Face → Meta's .pth (convert_llama_pth_from_hf), .pth → Megatron
@@ -10,7 +11,7 @@ name in those tables (7B: one shard; 13B: two; 30B: four). Of convert_llama_pth_
 `save_shards` is called with the globals that the body sets; the body itself loads in float16, whatever the source.
 The last step computes the ffn size from `dim` alone; that function is told the tiny shape's.
 TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD stands for the torch of 2023, whose load took any pickle. Of the ways back, the
-record lists only the tensors that differ from what went in.
+record lists only the tensors that differ from what went in. Its model is run, too: see megatron_llama_forward.py.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from types import ModuleType
 
 import record
 import torch
+from megatron_llama_forward import run as run_model
+from megatron_llama_forward import stub
 from tiny import SHAPES, config, state_dict
 
 NUM_SHARDS = {"7B": 1, "13B": 2, "30B": 4}
@@ -107,6 +110,18 @@ def case(
     return found
 
 
+def forward(modules: dict[str, ModuleType], checkout: Path, work: Path) -> dict[str, object]:
+    """The logits of its model."""
+    for module in modules.values():
+        shrink(module, "mha_6", "7B")
+    stub(work / "stubs")
+    hf_to_pth(modules["hf_to_pth"], "mha_6", "float32", "7B", work / "pth")
+    modules["pth_to_megatron"].convert_model(str(work / "megatron"), str(work / "pth"), "7B", 1, 1, 8)
+    file = work / "megatron/release/mp_rank_00/model_optim_rng.pt"
+    case = {"shape": "mha_6", "dtype": "float32", "tp": 1, "pp": 1, "make_vocab_size_divisible_by": 8}
+    return case | {"direction": "forward", **run_model("mfz", checkout, work / "stubs", "mha_6", file, 136)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
@@ -118,6 +133,8 @@ def main() -> None:
     for row in CASES:
         with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
             cases += case(modules, Path(name), row)
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        cases.append(forward(modules, checkout, Path(name)))
     system = "MinfanZhao/Megatron-LM_, branch llama-sft, tools/llama"
     record.write(arguments.output, {"system": system, "commit": record.commit(checkout), "cases": cases})
 

@@ -79,7 +79,9 @@ class Settings:
         return int(found)
 
     def said_tied(self) -> bool:
-        """Whether the arguments say that the head is the embedding."""
+        """Whether the arguments say that the head is the embedding; alibaba's causal_lm has one of its own, always."""
+        if self.args.get("causal_lm"):
+            return False
         return (
             self.args.get("tie_embed_logits") is True or self.args.get("untie_embeddings_and_output_weights") is False
         )

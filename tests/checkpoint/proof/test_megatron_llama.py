@@ -1,5 +1,6 @@
 """Both Megatron-LLaMAs: our files are those of their own converters, and theirs are read back to their source."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from llmpipe.checkpoint.megatron.write import write as write_megatron
 from llmpipe.checkpoint.mover import Mover
 from llmpipe.errors import UserError
 from llmpipe.layout import Stages
+from llmpipe.verify.compare import run
+from llmpipe.verify.megatron import MegatronModel
 
 CASES = [("ali", case) for case in cases("megatron_llama_ali", "hf_to_megatron")]
 CASES += [("mfz", case) for case in cases("megatron_llama_mfz", "pth_to_megatron")]
@@ -100,6 +103,20 @@ def test_we_read_the_originals_files(source: HfSource, dialect: str, case: dict[
     found = MegatronSource(tmp_path / "root", source.shape)
     assert (found.dialect.name, found.shape) == (dialect, source.shape)
     assert as_hf(found, tmp_path / "again") == tensors(state_dict(case["shape"], getattr(torch, case["dtype"])))
+
+
+@pytest.mark.parametrize("dialect", ["ali", "mfz"])
+def test_our_plain_forward_is_its_models(dialect: str, tmp_path: Path) -> None:
+    """In which theta is a constant, 10000, whatever the checkpoint was made of."""
+    (case,) = cases(f"megatron_llama_{dialect}", "forward")
+    write(case["shape"], tmp_path / "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    (tmp_path / "hf/config.json").write_text(json.dumps(config | {"rope_theta": case["rope_theta"]}))
+    our_files(HfSource(tmp_path / "hf"), dialect, case, tmp_path / "root")
+    tokens = torch.tensor(case["tokens"])[None]
+    logits = run(MegatronModel(tmp_path / "root"), tokens, torch.arange(tokens.shape[1])[None])
+    expected = torch.tensor(case["logits"])
+    assert (logits[0, case["listed"]] - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def as_the_original(tree: dict[str, Any], dialect: str) -> None:
