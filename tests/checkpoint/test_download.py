@@ -42,7 +42,7 @@ QUICKLY = """
 import time
 time.sleep = lambda seconds: None
 from llmpipe.checkpoint import hub
-hub.WAITS = (0,)
+hub.WAITS = (0,) * 9
 from llmpipe.cli import main
 main()
 """
@@ -212,7 +212,7 @@ def test_a_cut_file_goes_on_where_it_was_cut(hub: Hub, download: Download, tmp_p
 
 
 def test_a_file_that_huggingface_hub_gave_up_is_asked_for_again(hub: Hub, download: Download, tmp_path: Path) -> None:
-    hub.cuts["model.safetensors"] = [1] * 8  # it gives up after 6
+    hub.cuts["model.safetensors"] = [1] * 8  # it gives up after 6, older ones after 1
     done = download("hf://org/tiny@main")
     assert done.returncode == 0 and "trying again in 0 s" in done.stderr
     assert files_of(tmp_path / "out") == NEEDED
