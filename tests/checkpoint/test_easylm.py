@@ -14,7 +14,7 @@ from meta_files import FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, THETA, VO
 from easylm_files import easylm_tensors, pack, write_nested, write_stream
 from llmpipe.checkpoint import easylm
 from llmpipe.checkpoint.easylm import EasyLMSource
-from llmpipe.checkpoint.easylm_files import weights_file
+from llmpipe.checkpoint.easylm_files import metadata_bytes, weights_file
 from llmpipe.checkpoint.hf import HfSource
 from llmpipe.checkpoint.mover import Mover
 from llmpipe.errors import UserError
@@ -169,6 +169,10 @@ def test_theta_is_carried_and_easylms_own_is_said(
     metadata(tmp_path / "metadata.pkl")
     assert EasyLMSource(tmp_path).shape.rope_theta == THETA
     assert "EasyLM's own training and serving compute with 10000" in caplog.text
+    caplog.clear()
+    (tmp_path / "metadata.pkl").write_bytes(metadata_bytes(SHAPE))  # step 0: nothing was trained there
+    assert EasyLMSource(tmp_path).shape == SHAPE
+    assert "own training" not in caplog.text
 
 
 class Evil:

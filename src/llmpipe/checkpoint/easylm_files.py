@@ -94,7 +94,7 @@ def _shape_of(metadata: Path) -> Shape:
         shape = Shape(family="llama", head_dim=said["hidden"] // said["num_heads"], **said)
     except (TypeError, ZeroDivisionError, UserError) as error:
         raise UserError(f"{metadata}: {error}: name the shape with --shape and remove it") from error
-    if shape.rope_theta != 1e4:
+    if shape.rope_theta != 1e4 and found.get("step"):
         log.warning(
             "%s says rope_theta %g, which is carried; EasyLM's own training and serving compute with 10000, so weights"
             " that EasyLM trained need a shape with rope_theta 10000", metadata, shape.rope_theta,
