@@ -227,3 +227,17 @@ def test_a_written_config_shares_nothing_with_the_shape() -> None:
     shape = named_size("llama3_1_8b")
     to_hf_config(shape, "bfloat16", 1, 2)["rope_scaling"]["rope_theta"] = 1.0
     assert named_size("llama3_1_8b").rope_scaling == {"rope_type": "llama3", "factor": 8.0} | SCALING
+
+
+@pytest.mark.parametrize("inside", [{}, {"original_max_position_embeddings": 1024}])
+def test_the_original_length_beside_the_scaling_is_taken_before_its_own(inside: dict[str, int]) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = PUBLISHED["llama3_8b"] | {
+        "original_max_position_embeddings": 2048, "rope_scaling": {"rope_type": "yarn", "factor": 4.0} | inside
+    }  # fmt: skip
+    theirs = AutoConfig.for_model(**config)
+    LlamaRotaryEmbedding(theirs)
+    scaling = from_hf_config(config).rope_scaling
+    assert scaling and scaling["original_max_position_embeddings"] == 2048
+    assert theirs.rope_parameters == scaling | {"rope_theta": 500000.0}

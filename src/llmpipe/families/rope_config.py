@@ -5,8 +5,8 @@ from typing import Any
 from llmpipe.errors import UserError, nearest
 from llmpipe.families.family import Shape
 
-ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 _ORIGINAL = "original_max_position_embeddings"
+ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", _ORIGINAL)
 # Each kind's own keys: those that have to be there, and those that may.
 KINDS = {
     "linear": (("factor",), ()),
@@ -28,7 +28,7 @@ def read_rope(config: dict[str, Any], where: str) -> dict[str, Any]:
     if config.get("partial_rotary_factor", 1.0) != 1.0 or settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{where}: partial_rotary_factor: llmpipe turns whole heads only")
     if config.get(_ORIGINAL) is not None:
-        settings.setdefault(_ORIGINAL, config[_ORIGINAL])
+        settings[_ORIGINAL] = config[_ORIGINAL]  # transformers takes it before the scaling's own
     scaling = None if kind == "default" else checked_scaling({"rope_type": kind} | settings, where)
     if kind == "default" and settings:
         raise UserError(f"{where}: rope settings without a rope_type: {', '.join(settings)}")

@@ -85,10 +85,9 @@ class Engine:
 
 
 def rank_logits(
-    path: Path, tokens: torch.Tensor, tp: int, pp: int | Stages, dtype: torch.dtype = torch.float32
+    path: Path, tokens: torch.Tensor, tp: int, stages: Stages, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """(B, T) ids → (B, T, V) logits of the sharded model, run in tp·pp gloo processes on this machine."""
-    stages = Stages(pp) if isinstance(pp, int) else pp
     return torch.from_numpy(run_ranks(_rank_logits, tp * stages.pp, path, tokens, tp, stages, dtype)[0])
 
 
