@@ -26,6 +26,33 @@ _LEGACY = {
 NAMES = {"mcore": _CORE, "local": _LOCAL, "legacy": _LEGACY}
 
 
+def random_model(
+    layers: int = 4, hidden: int = 32, heads: int = 4, kv_heads: int = 2, head_dim: int = 8, ffn: int = 20,
+    vocab: int = 131, qkv_bias: bool = False, qk_norm: bool = False, tied: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensors, dict[str, Any]]:  # fmt: skip
+    """Tensors by Hugging Face's names, none alike, and config.json's keys for them."""
+    made = torch.Generator().manual_seed(5)
+    sizes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    sizes |= {} if tied else {"lm_head.weight": (vocab, hidden)}
+    for number in range(layers):
+        layer = f"model.layers.{number}"
+        sizes |= {f"{layer}.{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}
+        for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+            sizes[f"{layer}.self_attn.{part}_proj.weight"] = (count * head_dim, hidden)
+            sizes |= {f"{layer}.self_attn.{part}_proj.bias": (count * head_dim,)} if qkv_bias else {}
+        sizes |= {f"{layer}.self_attn.{part}_norm.weight": (head_dim,) for part in "qk" if qk_norm}
+        sizes[f"{layer}.self_attn.o_proj.weight"] = (hidden, heads * head_dim)
+        sizes |= {f"{layer}.mlp.{part}_proj.weight": (ffn, hidden) for part in ("gate", "up")}
+        sizes[f"{layer}.mlp.down_proj.weight"] = (hidden, ffn)
+    config = {
+        "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "head_dim": head_dim,
+        "num_key_value_heads": kv_heads, "intermediate_size": ffn, "vocab_size": vocab, "rms_norm_eps": 3e-5,
+        "max_position_embeddings": 64, "rope_theta": 23000,
+    }  # fmt: skip
+    return {name: torch.randn(size, generator=made).to(dtype) for name, size in sizes.items()}, config
+
+
 def padded(rows: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([rows, rows[-1:].expand(count - len(rows), -1)])
 
@@ -116,7 +143,7 @@ def write(
             named = {"model": models[0]} if len(models) == 1 else {f"model{i}": model for i, model in enumerate(models)}
             folder = root / "iter_0000001" / (f"mp_rank_{tp_rank:02d}" + (f"_{pp_rank:03d}" if pp > 1 else ""))
             folder.mkdir(parents=True)
-            args = args_of(config, tp, pp, **changes)
+            args = args_of(config, tp, pp, **({"rank": tp_rank + 2 * tp * pp_rank} | changes))  # dp is 2
             beside = {"checkpoint_version": 3.0, "iteration": 1, "optimizer": {"state": torch.zeros(3)}}
             torch.save({"args": args, **named, **beside}, folder / "model_optim_rng.pt")
     (root / "latest_checkpointed_iteration.txt").write_text("1")

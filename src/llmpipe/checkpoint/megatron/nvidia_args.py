@@ -130,6 +130,8 @@ def write_legacy_args(shape: Shape, written: Written) -> Namespace:
 
 
 def _write(shape: Shape, written: Written, model: dict[str, Any]) -> Namespace:
+    if shape.window and shape.window_from:
+        raise UserError(f"Megatron-LM has no window from layer {shape.window_from} on: convert with --to hf")
     biases = (shape.qkv_bias, shape.output_bias, shape.mlp_bias)
     if biases not in ((False,) * 3, (True, False, False), (True,) * 3):
         raise UserError(

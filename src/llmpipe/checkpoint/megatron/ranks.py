@@ -61,10 +61,12 @@ def _open_ranks(folder: Path) -> Opened:
     tp, pp = (max(rank[which] for rank in files) + 1 for which in (0, 1))
     places: dict[Place, dict[str, Found]] = {}
     args, beside = None, set()
+    numbers: dict[tuple[int, int], Any] = {}
     for (tp_rank, pp_rank), file in files.items():
         table = _table(file)
         args = args or _namespace(table.get("args"))
         _check_layout(file, _namespace(table.get("args")), tp, pp)
+        numbers[tp_rank, pp_rank] = getattr(_namespace(table.get("args")), "rank", None)
         beside |= {name for name in _BESIDE if table.get(name) is not None}
         chunks = sorted((int(m[1] or 0), name) for name in table if (m := _CHUNK.fullmatch(str(name))))
         for number, (chunk, name) in enumerate(chunks):
@@ -74,6 +76,7 @@ def _open_ranks(folder: Path) -> Opened:
     stages = {place.stage for place in places}
     if len(places) != tp * len(stages) or len(stages) % pp:
         raise UserError(f"{folder}: the ranks hold unequal numbers of virtual stages: copy or download it again")
+    _check_numbers(folder, numbers, tp)
     _say_left_alone(folder, beside)
     return Opened(folder, tp, pp, len(stages) // pp, places, args)
 
@@ -106,6 +109,20 @@ def _check_layout(file: Path, args: Namespace | None, tp: int, pp: int) -> None:
             f"{file} says that it is of tp {said[0]} x pp {said[1]} ranks, but {tp} x {pp} are beside it: files of two"
             " checkpoints, or not all of one: copy or download all of it"
         )
+
+
+def _check_numbers(folder: Path, numbers: dict[tuple[int, int], Any], tp: int) -> None:
+    """Training notes which process wrote a file (converters: 0 in all): tp changes fastest, pp slowest."""
+    if len(set(numbers.values())) < len(numbers) or any(type(number) is not int for number in numbers.values()):
+        return
+    in_order = sorted(numbers, key=lambda rank: numbers[rank])
+    for (tp_rank, pp_rank), by_pp in zip(in_order, sorted(pp_rank for _, pp_rank in numbers), strict=True):
+        number = numbers[tp_rank, pp_rank]
+        if (number % tp, by_pp) != (tp_rank, pp_rank):
+            raise UserError(
+                f"{folder}: the file of tp {tp_rank}, pp {pp_rank} was written by process {number}, which was tp"
+                f" {number % tp}, pp {by_pp}: files are swapped; copy or download all of the checkpoint"
+            )
 
 
 def _found(stored: dict[str, StoredTensor]) -> dict[str, Found]:

@@ -1,5 +1,6 @@
 """Megatron directories, written: rank files of TP x PP in any dialect, and latest_checkpointed_iteration.txt."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def targets(
     args = dialect.write_args(shape, Written(tp, stages, dtype, padded, vocab_multiple))
     return {
         _file(dialect, tp_rank, pp_rank, stages.pp): {
-            "args": args,
+            "args": _of_rank(args, pp_rank * tp + tp_rank),
             **dialect.outer,
             **_models(shape, dialect, grid, dtype, tp_rank, pp_rank),
         }
@@ -74,6 +75,11 @@ def write(
 def bytes_of(trees: dict[str, Any]) -> int:
     """The bytes of all tensors."""
     return sum(filled.bytes for tree in trees.values() for filled in tensors_to_fill(tree).values())
+
+
+def _of_rank(args: Namespace | None, rank: int) -> Namespace | None:
+    """The args as this process would have saved them; where a dialect's own tools write a number, that stays."""
+    return args if args is None or "rank" in args else Namespace(**vars(args), rank=rank)
 
 
 def _file(dialect: Dialect, tp_rank: int, pp_rank: int, pp: int) -> str:
