@@ -1,15 +1,21 @@
-"""make_hf_weights.py NAME TOKENIZER OUTPUT: a tiny model of another family, as the Hugging Face hub has its like.
+"""make_hf_weights.py NAME LLAMA CORPUS OUTPUT: a tiny model of another family, as the Hugging Face hub has its like.
 
-The weights are random: a valid checkpoint of a model that knows nothing yet. The tokenizer is tiny_llama's.
+The weights are random: a valid checkpoint of a model that knows nothing yet. The tokenizer is the one in LLAMA; but
+Qwen's are byte-level BPE without a tokenizer.model, and transformers takes no other for them: made from CORPUS.
 """
 
+import json
 import shutil
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+TOKENIZER_DOCUMENTS = 100
 
 COMMON: dict[str, Any] = {
     "vocab_size": 1500,
@@ -21,6 +27,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 LLAMA_LIKE = COMMON | {"num_key_value_heads": 2, "intermediate_size": 352}
+QWEN_LIKE = LLAMA_LIKE | {"bos_token_id": None, "eos_token_id": 0}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -35,13 +42,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     # As 40B and 180B: KV heads shared by groups, a norm each.
     "tiny_falcon_new": ("falcon", COMMON | {"num_kv_heads": 2, "new_decoder_architecture": True}),
     "tiny_mistral": ("mistral", LLAMA_LIKE | {"sliding_window": 48}),
-    "tiny_qwen2": ("qwen2", LLAMA_LIKE | {"tie_word_embeddings": True}),
-    "tiny_qwen3": ("qwen3", LLAMA_LIKE | {"head_dim": 48}),
+    "tiny_qwen2": ("qwen2", QWEN_LIKE | {"tie_word_embeddings": True}),
+    "tiny_qwen3": ("qwen3", QWEN_LIKE | {"head_dim": 48}),
     "tiny_llama3": ("llama", LLAMA_LIKE | {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}),
 }
 
 
-def model(name: str) -> torch.nn.Module:
+def model(name: str) -> PreTrainedModel:
     """A model of transformers' own; norms and biases are moved from one and zero, where a lost one would not show."""
     kind, settings = MODELS[name]
     torch.manual_seed(0)
@@ -53,12 +60,25 @@ def model(name: str) -> torch.nn.Module:
     return made
 
 
+def byte_level_tokenizer(corpus: Path, directory: Path) -> None:
+    """tokenizer.json and tokenizer_config.json, trained on the corpus's first documents."""
+    with corpus.open(encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in islice(file, TOKENIZER_DOCUMENTS)]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, COMMON["vocab_size"], special_tokens=["<|endoftext|>"], show_progress=False)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained(directory)
+
+
 def main() -> None:
-    name, tokenizer, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    name, llama, corpus, output = sys.argv[1], *map(Path, sys.argv[2:])
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     model(name).save_pretrained(part)
-    shutil.copy(tokenizer, part / "tokenizer.model")
+    if "qwen" in name:
+        byte_level_tokenizer(corpus, part)
+    else:
+        shutil.copy(llama / "tokenizer.model", part)
     shutil.rmtree(output, ignore_errors=True)
     part.replace(output)
 
