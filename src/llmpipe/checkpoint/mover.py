@@ -7,6 +7,7 @@ through the source, some rows at a time.
 
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -146,24 +147,27 @@ class Mover:
                 )
                 for chunk in chunks:
                     if self.hashed:
-                        ring.in_use(hasher.submit(digest.update, chunk))
+                        ring.in_use(hasher.submit(digest.update, chunk.data))
                     _write_all(file.fileno(), chunk)
                     if shown:
                         shown.add(len(chunk), path.name)
         return digest.hexdigest() if self.hashed else None
 
-    def fill(self, path: Path, tensors: list[tuple[int, Filled]], shown: Progress | None = None) -> None:
-        """Fill the holes of a file that is there already: tensors at byte offsets."""
-        descriptor = os.open(path, os.O_WRONLY)
+    def fill(self, path: Path, tensors: dict[int, Filled], shown: Progress | None = None) -> dict[int, int]:
+        """Fill the holes of a file that is there already, tensors by byte offset; returns the CRC-32 of each."""
+        crcs, ring, descriptor = dict.fromkeys(tensors, 0), _Ring(), os.open(path, os.O_WRONLY)
         try:
-            for offset, filled in tensors:
-                for chunk in self.windows(filled, _Ring()):
-                    _write_all(descriptor, chunk, offset)
-                    offset += len(chunk)
+            for start, filled in tensors.items():
+                at = start
+                for chunk in self.windows(filled, ring):
+                    crcs[start] = zlib.crc32(chunk.data, crcs[start])
+                    _write_all(descriptor, chunk, at)
+                    at += len(chunk)
                     if shown:
                         shown.add(len(chunk), path.name)
         finally:
             os.close(descriptor)
+        return crcs
 
 
 def write_files(mover: Mover, files: dict[Path, Segments], shown: Progress | None = None) -> dict[str, str | None]:
@@ -229,7 +233,7 @@ def _sized(buffer: np.ndarray, size: int) -> np.ndarray:
 
 
 def _write_all(descriptor: int, chunk: np.ndarray, offset: int | None = None) -> None:
-    view = memoryview(chunk)
+    view = chunk.data
     while len(view):
         done = os.write(descriptor, view) if offset is None else os.pwrite(descriptor, view, offset)
         offset = None if offset is None else offset + done

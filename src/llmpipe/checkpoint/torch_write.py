@@ -37,8 +37,8 @@ def write_torch_file(mover: Mover, path: Path, tree: Any, shown: Progress | None
     """Write one file; returns its SHA-256. It is not atomic by itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     places = write_skeleton(path, _with_holes(tree))
-    mover.fill(path, [(places[name].offset, filled) for name, filled in tensors_to_fill(tree).items()], shown)
-    seal(path)
+    holes = {places[name].offset: filled for name, filled in tensors_to_fill(tree).items()}
+    seal(path, mover.fill(path, holes, shown))
     return sha256(path) if mover.hashed else None
 
 
