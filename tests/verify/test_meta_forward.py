@@ -70,10 +70,6 @@ def test_a_difference_at_one_position_is_not_averaged_away():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            lambda params: params.update(use_scaled_rope=True),
-            "use_scaled_rope: this version of llmpipe verifies without",
-        ),
         (lambda params: params.update(moe={}), "keys that the reference forward does not know: moe"),
     ],
 )

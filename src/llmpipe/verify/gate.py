@@ -10,14 +10,21 @@ from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
 from llmpipe.verify.card import Findings, at_most, default_output, make_card, write_card
 from llmpipe.verify.compare import LOGIT_LIMIT, numeric_checks, probe, stream
+from llmpipe.verify.easylm import EasyLMModel, holds_weights
 from llmpipe.verify.hf import HfModel
 from llmpipe.verify.inventory import hyper_parameter_checks, inventory_checks, rounded_to
+from llmpipe.verify.megatron import MegatronModel
+from llmpipe.verify.megatron_files import is_megatron
 from llmpipe.verify.meta import MetaModel
 from llmpipe.verify.ours import OurModel
 from llmpipe.verify.rank_files import is_rank_files, rank_file_checks
 from llmpipe.verify.tokenizer import tokenizer_checks
 
 log = logging.getLogger(__name__)
+
+Reference = HfModel | MetaModel | MegatronModel | EasyLMModel
+# Where no side says how long texts may be: Llama 2's.
+LONGEST = 4096
 
 
 def verify(subject: Path, reference: Path, output: Path | None = None) -> dict[str, Any]:
@@ -41,44 +48,64 @@ def verify(subject: Path, reference: Path, output: Path | None = None) -> dict[s
 
 
 def checkpoint_checks(subject: Path, reference: Path) -> Findings:
-    """Every check of a checkpoint against its source, and the first difference: a layer, a tensor or a setting."""
+    """Every check of weights in any format against their source, and the first difference: layer, tensor or setting."""
     if subject.resolve() == reference.resolve():
         raise UserError(f"--reference {reference} is the subject itself: name the weights that it was made from")
-    candidate, source = HfModel(subject), open_reference(reference)
+    candidate = open_reference(subject)
+    assumed = candidate.hyper_parameters()
+    source = open_reference(reference, None, assumed)
     if dtype := rounded_to(source, candidate):
-        source = open_reference(reference, dtype)
+        source = open_reference(reference, dtype, assumed)
     inventory, tensor = inventory_checks(source, candidate)
     hyper, parameter = hyper_parameter_checks(source, candidate)
-    vocab = candidate.config.vocab_size
-    tokenizer, text = tokenizer_checks(subject, reference, vocab)
+    tokenizer, text = tokenizer_checks(subject, reference, int(float(assumed["vocabulary"])))
     numeric, layer = _forward(candidate, source, subject)
     checks = [*numeric, *inventory, *hyper, *tokenizer]
     failed = any(check.verdict == "fail" for check in checks)
     return checks, (layer or tensor or parameter or text) if failed else None
 
 
-def _forward(candidate: HfModel, source: MetaModel | HfModel, subject: Path) -> Findings:
+def _forward(candidate: Reference, source: Reference, subject: Path) -> Findings:
     """Both forwards on the probe; transformers is not compared with itself: a source of its own meets our decoder."""
     vocab = int(min(float(side.hyper_parameters()["vocabulary"]) for side in (source, candidate)))
-    tokens, positions = probe(vocab, candidate.longest_text)
+    longest = next((side.longest_text for side in (candidate, source) if isinstance(side, HfModel)), LONGEST)
+    tokens, positions = probe(vocab, longest)
     try:
-        runner = OurModel(subject) if isinstance(source, HfModel) else candidate
+        runner = OurModel(subject) if isinstance(source, HfModel) and isinstance(candidate, HfModel) else candidate
     except UserError as error:  # a tensor missing or left over
         return [at_most("largest logit difference", None, LOGIT_LIMIT, str(error))], None
     trace = stream(source, runner, tokens, positions)
     return numeric_checks(trace, tokens), trace.first_difference
 
 
-def open_reference(path: Path, rounded_to: torch.dtype | None = None) -> MetaModel | HfModel:
-    """The plain forward for a source's own format; UserError if it is in none that has one."""
+def open_reference(
+    path: Path, rounded_to: torch.dtype | None = None, assumed: dict[str, float | str] | None = None
+) -> Reference:
+    """The plain forward for a format's own convention; UserError if it is in none that has one.
+
+    `assumed`: the other side's settings, for what a format's files do not say.
+    """
     if (path / "params.json").is_file():
-        return MetaModel(path, rounded_to)
+        return MetaModel(path, rounded_to, assumed)
+    if is_megatron(path):
+        return MegatronModel(path, rounded_to, assumed=assumed)
+    if holds_weights(path):
+        return EasyLMModel(path, rounded_to, assumed=assumed)
     if (path / "config.json").is_file():
         return HfModel(path, rounded_to)
     raise UserError(
-        f"{path} is no reference: expected Meta's params.json with consolidated.*.pth, or Hugging Face's"
-        " config.json with *.safetensors"
+        f"{path} is no reference: expected Hugging Face's config.json with *.safetensors, Meta's params.json with"
+        " consolidated.*.pth, Megatron's mp_rank_* folders or EasyLM's streaming_params"
     )
+
+
+def open_kind(path: Path) -> str:
+    """The format's name, for the card."""
+    if (path / "params.json").is_file():
+        return MetaModel.kind
+    if is_megatron(path):
+        return MegatronModel.kind
+    return EasyLMModel.kind if holds_weights(path) else HfModel.kind
 
 
 def _intact(*directories: Path) -> Findings:
@@ -95,7 +122,7 @@ def _intact(*directories: Path) -> Findings:
 
 def _describe(reference: Path) -> dict[str, Any]:
     finished = (reference / manifest.NAME).is_file()
-    kind = "Meta" if (reference / "params.json").is_file() else "Hugging Face"
+    kind = "rank files" if is_rank_files(reference) else open_kind(reference)
     return {"path": str(reference), "kind": kind, "digest": manifest.read(reference).digest if finished else None}
 
 

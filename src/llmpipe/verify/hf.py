@@ -17,6 +17,7 @@ from llmpipe.verify.hf_files import WeightFiles
 
 # Where a transformers model keeps its embedding, layers and last norm, by the name of its inner model.
 _PLACES = {"model": ("embed_tokens", "layers", "norm"), "transformer": ("word_embeddings", "h", "ln_f")}
+_FUSED = "query_key_value"
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "falcon")
 
 
@@ -47,16 +48,30 @@ class HfModel:
         return max(self.max_positions, int(rope.get("factor", 1) * original))
 
     def names(self) -> list[str]:
-        """Every tensor in the files, in the order of the flow; frequencies that old files carry follow from theta."""
-        return sorted((name for name in self.files.names() if not name.endswith("inv_freq")), key=_place)
+        """Every tensor in the files, in the order of the flow, Falcon's fused q, k and v in three.
+
+        Left out: frequencies that old files carry, which follow from theta, and a head that is the embedding.
+        """
+        found = sorted((name for name in self.files.names() if not self._follows(name)), key=_place)
+        return [part for name in found for part in ([f"{name}:{w}" for w in "qkv"] if _FUSED in name else [name])]
+
+    def _follows(self, name: str) -> bool:
+        return name.endswith("inv_freq") or (name == "lm_head.weight" and self.config.tie_word_embeddings)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor in its stored type; UserError if no file has it."""
-        return self.files.read(name)
+        name, _, part = name.partition(":")
+        whole = self.files.read(name)
+        if not part:
+            return whole
+        each = self.config.num_attention_heads // self.kv_heads
+        heads = whole.view(self.kv_heads, each + 2, -1, whole.shape[1])  # (K, H/K + 2, D, C): queries, then K, then V
+        rows = {"q": heads[:, :each], "k": heads[:, each], "v": heads[:, each + 1]}[part]
+        return rows.reshape(-1, whole.shape[1])
 
     def dtype(self, name: str) -> torch.dtype:
         """A tensor's stored type; nothing is read."""
-        return self.files.dtype(name)
+        return self.files.dtype(name.partition(":")[0])
 
     def num_elements(self) -> int:
         """Of all tensors together; nothing is read."""
@@ -135,7 +150,7 @@ class HfModel:
 
     def _filled(self, module: torch.nn.Module, prefix: str) -> torch.nn.Module:
         """A copy of a module of the meta model, with the files' weights."""
-        state = {name: self._rounded(self.read(prefix + name)) for name in module.state_dict()}
+        state = {name: self._rounded(self.files.read(prefix + name)) for name in module.state_dict()}
         filled = copy.deepcopy(module)
         try:
             filled.load_state_dict(state, assign=True)

@@ -139,9 +139,9 @@ def hyper_parameter_checks(reference: Inventory, subject: Inventory) -> Findings
     """The row of the card on the hyper-parameters, and the first that differs."""
     theirs, ours = reference.hyper_parameters(), subject.hyper_parameters()
     wrong = [
-        f"{name}: {_shown(ours.get(name, 'none'))}, the source has {_shown(value)}"
+        f"{name}: {_shown(ours[name])}, the source has {_shown(value)}"
         for name, value in theirs.items()
-        if ours.get(name) != value
+        if name in ours and ours[name] != value  # a foreign format may not say a setting; Hugging Face's says all
     ]
     detail = "; ".join(wrong) or ", ".join(f"{name} {_shown(value)}" for name, value in ours.items())
     return [at_most("hyper-parameters that differ", len(wrong), 0, detail)], next(iter(wrong), None)

@@ -8,7 +8,9 @@ files; Touvron et al. 2023 (arXiv:2302.13971, 2307.09288); Su et al. 2021 (arXiv
 """
 
 import json
+import math
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,13 @@ _SPLIT = {
 }
 _PARAMS = {
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "max_seq_len", "max_batch_size",
+    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size",
 }  # fmt: skip
+
+
+# Llama 3.1's scaling, as Meta's code has it; Llama 3.2's small models, told by their width, have another factor.
+_LOW, _HIGH, _FIRST_LENGTH = 1.0, 4.0, 8192
+_SMALL = (2048, 3072)
 
 
 class MetaModel:
@@ -42,8 +49,13 @@ class MetaModel:
 
     kind = "Meta"
 
-    def __init__(self, path: Path, rounded_to: torch.dtype | None = None):
-        """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use."""
+    def __init__(
+        self, path: Path, rounded_to: torch.dtype | None = None, assumed: Mapping[str, float | str] | None = None
+    ):
+        """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use.
+
+        `assumed`: the other side's settings, for what Meta's files leave open: Llama 3.2's factor and tied head.
+        """
         self.path, self.rounded_to = path, rounded_to
         self.params = _params(path / "params.json")
         self.shards = [_open(file) for file in sorted(path.glob("consolidated.*.pth"))]
@@ -56,11 +68,14 @@ class MetaModel:
         self.head_dim = self.hidden // self.num_heads
         self.eps: float = self.params.get("norm_eps", 1e-5)
         self.theta = float(self.params.get("rope_theta", 1e4))
+        self.factor = self._factor(assumed or {})
+        self.tied = bool((assumed or {}).get("tied embedding")) and self._head_is_embedding()
         self._check_frequencies()
 
     def names(self) -> list[str]:
         """Every parameter; the frequencies that old files carry follow from theta, see `_check_frequencies`."""
-        return [name for name in self.shards[0] if name != "rope.freqs"]
+        left_out = ("rope.freqs", "output.weight") if self.tied else ("rope.freqs",)
+        return [name for name in self.shards[0] if name not in left_out]
 
     def dtype(self, name: str) -> torch.dtype:
         """A tensor's stored type; nothing is read."""
@@ -75,7 +90,7 @@ class MetaModel:
             parts.append(shard[name])
         return self._join(name, parts)
 
-    def hyper_parameters(self) -> dict[str, float]:
+    def hyper_parameters(self) -> dict[str, float | str]:
         """What shapes the arithmetic, as these files say it."""
         return {
             "layers": self.num_layers,
@@ -87,7 +102,10 @@ class MetaModel:
             "vocabulary": self.read("tok_embeddings.weight").shape[0],
             "norm eps": self.eps,
             "rope theta": self.theta,
-            "tied embedding": 0,
+            "tied embedding": int(self.tied),
+            "window": "none",
+            "rope scaling": "llama3" if self.factor else "default",
+            **self._scaling(),
         }
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -111,7 +129,8 @@ class MetaModel:
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (B, T, C) to logits (B, T, V)."""
-        return F.linear(self._norm(hidden, self._weight("norm")), self._weight("output"))
+        head = "tok_embeddings" if self.tied else "output"
+        return F.linear(self._norm(hidden, self._weight("norm")), self._weight(head))
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * weight
@@ -122,7 +141,40 @@ class MetaModel:
         return torch.polar(torch.ones_like(angles), angles)
 
     def _frequencies(self) -> torch.Tensor:
-        return 1.0 / self.theta ** (torch.arange(0, self.head_dim, 2).float() / self.head_dim)
+        """Radians per position of each pair, (D / 2,); Llama 3.1 slows long waves down and leaves short ones."""
+        plain = 1.0 / self.theta ** (torch.arange(0, self.head_dim, 2).float() / self.head_dim)
+        if not self.factor:
+            return plain
+        waves = 2 * math.pi / plain
+        smooth = (_FIRST_LENGTH / waves - _LOW) / (_HIGH - _LOW)
+        between = (1 - smooth) * plain / self.factor + smooth * plain
+        slowed = torch.where(waves > _FIRST_LENGTH / _LOW, plain / self.factor, between)
+        return torch.where(waves < _FIRST_LENGTH / _HIGH, plain, slowed)
+
+    def _factor(self, assumed: Mapping[str, float | str]) -> float:
+        """The rope scaling's factor, 0 without: 8 in Meta's code for Llama 3.1, not said for 3.2's small models."""
+        if not self.params.get("use_scaled_rope"):
+            return 0.0
+        said = self.params.get("rope_scaling_factor")
+        if said is None and self.hidden in _SMALL:
+            said = assumed.get("rope factor")
+        return float(said or 8)
+
+    def _scaling(self) -> dict[str, float]:
+        """Llama 3.1's settings by the names of transformers, which are the card's."""
+        if not self.factor:
+            return {}
+        return {
+            "rope factor": self.factor,
+            "rope low_freq_factor": _LOW,
+            "rope high_freq_factor": _HIGH,
+            "rope original_max_position_embeddings": _FIRST_LENGTH,
+        }
+
+    def _head_is_embedding(self) -> bool:
+        return "output.weight" not in self.shards[0] or torch.equal(
+            self.read("output.weight"), self.read("tok_embeddings.weight")
+        )
 
     def _check_frequencies(self) -> None:
         """Llama 1's and 2's files carry the frequencies: a second word on theta, in at least 8 bits."""
@@ -177,8 +229,6 @@ def _params(path: Path) -> dict[str, Any]:
     params = json.loads(path.read_text())
     if unknown := sorted(set(params) - _PARAMS):
         raise UserError(f"{path}: keys that the reference forward does not know: {', '.join(unknown)}")
-    if params.get("use_scaled_rope"):
-        raise UserError(f"{path}: use_scaled_rope: this version of llmpipe verifies without rope scaling only")
     return params
 
 

@@ -55,7 +55,6 @@ _OUTSIDE = {
     "transformer.ln_f": "norm",
     "lm_head": "head",
 }
-_FUSED = re.compile(r"transformer\.h\.(\d+)\.self_attention\.query_key_value\.weight")
 _BY_COLUMNS = ("attention.o", "mlp.down")
 _INTEGER = {2: torch.int16, 4: torch.int32}
 
@@ -91,16 +90,16 @@ def bit_checks(subject: Path, checkpoint: HfModel) -> Findings:
     different, compared = [], 0
     with progress("compare", len(checkpoint.names()), "tensors") as shown:
         for name in checkpoint.names():
-            for kind, layer, suffix, whole in parts_of(name, checkpoint):
-                key = _key(kind, layer, suffix)
-                for file, part in places.held(kind, layer, whole):
-                    if file in files and (file, key) in left:
-                        left.remove((file, key))
-                        stored = files[file].get_tensor(key)
-                        compared += stored.nbytes
-                        different += _unequal(f"{key} in {file}.safetensors", stored, part)
-                    else:
-                        wrong.append(f"{key} is missing in {file}.safetensors")
+            kind, layer = _kind(name)
+            key = _key(kind, layer, name)
+            for file, part in places.held(kind, layer, checkpoint.read(name)):
+                if file in files and (file, key) in left:
+                    left.remove((file, key))
+                    stored = files[file].get_tensor(key)
+                    compared += stored.nbytes
+                    different += _unequal(f"{key} in {file}.safetensors", stored, part)
+                else:
+                    wrong.append(f"{key} is missing in {file}.safetensors")
             shown.add(1, name)
     wrong += [f"{key} in {file}.safetensors is in no place of the checkpoint" for file, key in sorted(left)]
     equal = f"{compared:,} bytes in {tp * stages.pp} files, cut anew from {len(checkpoint.names())} tensors"
@@ -110,23 +109,6 @@ def bit_checks(subject: Path, checkpoint: HfModel) -> Findings:
         ),
         at_most("slices not bit-equal", len(different), 0, "; ".join(different[:4]) or equal),
     ], next(iter(wrong + different), None)
-
-
-def parts_of(name: str, checkpoint: HfModel) -> list[tuple[str, int | None, str, torch.Tensor]]:
-    """A checkpoint's tensor as what rank files hold of it: kind, layer, weight or bias, and the whole tensor."""
-    if fused := _FUSED.fullmatch(name):
-        config, whole = checkpoint.config, checkpoint.read(name)
-        each = config.num_attention_heads // checkpoint.kv_heads
-        heads = whole.view(checkpoint.kv_heads, each + 2, -1, config.hidden_size)  # (K, H/K + 2, D, C)
-        split = {"q": heads[:, :each], "k": heads[:, each], "v": heads[:, each + 1]}
-        return [
-            (f"attention.{which}", int(fused[1]), "weight", part.reshape(-1, config.hidden_size))
-            for which, part in split.items()
-        ]
-    kind, layer = _kind(name)
-    if kind == "head" and checkpoint.config.tie_word_embeddings:
-        return []
-    return [(kind, layer, name.rpartition(".")[2], checkpoint.read(name))]
 
 
 class Places:
@@ -224,16 +206,20 @@ def _unequal(name: str, stored: torch.Tensor, part: torch.Tensor) -> list[str]:
 
 def _kind(name: str) -> tuple[str, int | None]:
     """What a checkpoint's tensor is, in our words, and its layer."""
-    base = name.rpartition(".")[0]
+    tensor, _, part = name.partition(":")
+    base = tensor.rpartition(".")[0]
     if base in _OUTSIDE:
         return _OUTSIDE[base], None
     match = re.fullmatch(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)", base)
+    if match and part:  # of Falcon's fused q, k and v
+        return f"attention.{part}", int(match[1])
     if not match or match[2] not in _LAYER:
         raise UserError(f"{name} is no tensor of a checkpoint that rank files can hold")
     return _LAYER[match[2]], int(match[1])
 
 
-def _key(kind: str, layer: int | None, suffix: str) -> str:
+def _key(kind: str, layer: int | None, name: str) -> str:
+    suffix = name.partition(":")[0].rpartition(".")[2]  # weight or bias
     return f"{kind}.{suffix}" if layer is None else f"layers.{layer}.{kind}.{suffix}"
 
 
