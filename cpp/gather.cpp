@@ -22,7 +22,8 @@ struct Move {
 };
 constexpr size_t FIELDS = sizeof(Move) / sizeof(int64_t);
 constexpr int64_t SCRATCH_BYTES = 1 << 20;
-constexpr int64_t TILE = 64;
+constexpr int64_t TILE = 128;
+constexpr int64_t LINE_BYTES = 64;
 constexpr int64_t MAX_IOVECS = 512;
 
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -105,11 +106,13 @@ void copy_elements(int file, const Move& m, uint8_t* out, std::vector<uint8_t>& 
     const int64_t rows = std::min(TILE, tall - t);
     for (int64_t w = 0; w < wide; w += segment) {
       const int64_t columns = std::min(segment, wide - w), span = (columns - 1) * from_wide + m.item_bytes;
-      scratch.resize(static_cast<size_t>(rows * span));
+      // An odd number of cache lines apart: at powers of two a column's elements would all fall into one set.
+      const int64_t pitch = ((span + LINE_BYTES - 1) / LINE_BYTES | 1) * LINE_BYTES;
+      scratch.resize(static_cast<size_t>(rows * pitch));
       for (int64_t r = 0; r < rows; ++r)
-        read_at(file, scratch.data() + r * span, span, m.from + (t + r) * from_tall + w * from_wide);
+        read_at(file, scratch.data() + r * pitch, span, m.from + (t + r) * from_tall + w * from_wide);
       for (int64_t c = 0; c < columns; ++c)  // one column of the tile after the other: neighbours in the buffer
-        put_elements(m.item_bytes, scratch.data() + c * from_wide, span, out + m.to + t * to_tall + (w + c) * to_wide,
+        put_elements(m.item_bytes, scratch.data() + c * from_wide, pitch, out + m.to + t * to_tall + (w + c) * to_wide,
                      to_tall, rows);
     }
   }
