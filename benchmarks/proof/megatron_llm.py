@@ -196,7 +196,8 @@ def step_forward(repository: Path, shape: str, model: str, source: str, target: 
                 "--no_masked_softmax_fusion", "--no_bias_gelu_fusion", "--no_bias_dropout_fusion",
                 "--no_gradient_accumulation_fusion", "--no_async_tensor_model_parallel_allreduce"]  # fmt: skip
     args = load_args_from_checkpoint(megatron.arguments.parse_args())
-    args.padded_vocab_size, args.use_flash_attn = sizes_of(shape)["vocab"], one_head
+    args.padded_vocab_size = getattr(args, "padded_vocab_size", None) or sizes_of(shape)["vocab"]
+    args.use_flash_attn = one_head
     args = megatron.arguments.validate_args(args)
     args.model_name, args.model_type = model, "encoder_or_decoder"
     megatron.global_vars.build_tokenizer = lambda args: None
