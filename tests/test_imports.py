@@ -34,6 +34,7 @@ HOME = {
     "matplotlib": {"track"},
     "lm_eval": {"evaluate"},
     "datasets": {"evaluate"},
+    "huggingface_hub": {"checkpoint"},
     "pyarrow": set(),
 }
 
