@@ -244,3 +244,15 @@ def test_params_that_do_not_fit_are_named(meta: Path, key: str, value: object, m
     (meta / "params.json").write_text(json.dumps({k: v for k, v in params.items() if v is not None}))
     with pytest.raises(UserError, match=re.escape(message)):
         MetaSource(meta)
+
+
+def test_a_flipped_bit_of_a_weight_is_found_by_the_files_own_checksums(meta: Path, tmp_path: Path) -> None:
+    path = meta / "consolidated.01.pth"
+    wq = torch.load(path)["layers.1.attention.wq.weight"]
+    data = bytearray(path.read_bytes())
+    at = data.index(wq.numpy().tobytes()) + 100
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"consolidated\.01\.pth"):
+        convert(meta, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -3,22 +3,22 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from llmpipe.checkpoint import carried, easylm, hf, manifest, meta_write, rank_files, tokenizer_files
-from llmpipe.checkpoint.easylm_files import split_prefix
 from llmpipe.checkpoint.formats import NOTHING, Told, detect, open_source
 from llmpipe.checkpoint.megatron import write as megatron
 from llmpipe.checkpoint.megatron.dialects import named
 from llmpipe.checkpoint.mover import Mover
+from llmpipe.checkpoint.origin import origin
 from llmpipe.checkpoint.plan import Planned, plan
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.checkpoint.torch_write import tensors_to_fill
 from llmpipe.errors import UserError
 from llmpipe.families import ONE_STAGE
-from llmpipe.files import atomic_directory, sha256
+from llmpipe.files import atomic_directory
 from llmpipe.layout import Stages
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -61,7 +61,9 @@ def convert(
     check_floating(source)
     check_output(path, output)
     with atomic_directory(output) as part, ThreadPoolExecutor(1) as beside:
-        came_from = beside.submit(origin, path, hashed)  # its hashes are taken while the bytes are in the page cache
+        came_from = beside.submit(
+            origin, path, detect(path), hashed
+        )  # its hashes are taken while the bytes are in the page cache
         hashes = write(Mover(source, hashed, allow_nonfinite), part, target)
         kind = "checkpoint" if target.to == "hf" else target.to
         return manifest.write(part, kind, came_from.result(), hashes)
@@ -145,26 +147,3 @@ def check_output(path: Path, output: Path) -> None:
                 f"--output {output} holds {', '.join(found[:4])} and no {manifest.NAME}: llmpipe did not make it"
                 " and does not replace it: name another directory or remove it"
             )
-
-
-def origin(path: Path, hashed: bool = True) -> dict[str, Any]:
-    """A source for the manifest: by its own manifest's digest, or by the SHA-256 of what was read."""
-    kind = detect(path)
-    if (path / manifest.NAME).is_file():
-        return {"path": str(path), "format": kind, "digest": manifest.read(path).digest}
-    path = split_prefix(path)[1]
-    folder = path if path.is_dir() else path.parent
-    files = {str(file.relative_to(folder)): file for file in (weight_files(path) if path.is_dir() else [path])}
-    if not hashed:
-        return {"path": str(path), "format": kind, "bytes": {name: file.stat().st_size for name, file in files.items()}}
-    return {"path": str(path), "format": kind, "files": {name: sha256(file) for name, file in files.items()}}
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The files of a foreign source that say what its weights are."""
-    patterns = (
-        "params.json", "consolidated.*.pth", "config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin",
-        "latest_checkpointed_iteration.txt", "**/model_optim_rng.pt", "**/model_rng.pt", "**/*.distcp", "**/.metadata",
-        "**/common.pt", "streaming_*", "*.msgpack", "metadata*.pkl",
-    )  # fmt: skip
-    return sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
