@@ -67,7 +67,8 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
 
 def _forward(candidate: Reference, source: Reference, subject: Path) -> Findings:
     """Both forwards on the probe; transformers is not compared with itself: a source of its own meets our decoder."""
-    vocab = int(min(float(side.hyper_parameters()["vocabulary"]) for side in (source, candidate)))
+    said = (side.hyper_parameters().get("vocabulary") for side in (source, candidate))
+    vocab = int(min(float(rows) for rows in said if rows is not None))
     longest = next((side.longest_text for side in (candidate, source) if isinstance(side, HfModel)), LONGEST)
     tokens, positions = probe(vocab, longest)
     try:

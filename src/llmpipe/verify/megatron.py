@@ -55,7 +55,7 @@ class MegatronModel:
         self._names = self._list_names()
 
     def names(self) -> list[str]:
-        """Every parameter, fused ones in the parts that Hugging Face's files have; a tied head is none."""
+        """Every parameter, fused ones in parts; a tied head is none."""
         return list(self._names)
 
     def dtype(self, name: str) -> torch.dtype:
@@ -154,11 +154,11 @@ class MegatronModel:
             raise UserError(f"{self.path}: the last stage's copy of the tied embedding differs from the first stage's")
 
     def _list_names(self) -> dict[str, tuple[int | None, str, str | None]]:
-        """Names for `read`, and what they are; Falcon's qkv is fused in Hugging Face's files, too."""
+        """Names for `read`, and what they are."""
         found: dict[str, tuple[int | None, str, str | None]] = {}
         for (layer, role), key in self.weights.places.items():
             parts: tuple[str | None, ...] = (None,)
-            if role.startswith("qkv") and not self.weights.parallel:
+            if role.startswith("qkv"):
                 parts = tuple("qkv")
             elif role.startswith("up.") and self.weights.gated:
                 parts = ("gate", "up")

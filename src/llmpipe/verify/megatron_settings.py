@@ -71,7 +71,7 @@ class Settings:
 
     def vocab(self, padded: int) -> int:
         """True rows of the embedding; all of them where nobody says."""
-        if self.args.get("vocab_size") == padded:  # may be the padded size itself
+        if self.args.get("vocab_size") == padded and "vocabulary" in self.assumed:  # may be the padded size itself
             self.args = {name: value for name, value in self.args.items() if name != "vocab_size"}
         found = self._get("vocabulary", self.assumed.get("vocabulary", padded))
         if not 0 < found <= padded:
