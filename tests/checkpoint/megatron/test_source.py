@@ -142,7 +142,7 @@ def test_states_are_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         MegatronSource(root)
     assert "left alone, weights only are read: optimizer" in caplog.text
     assert "125 of the vocabulary's 256 rows are padding, says the args" in caplog.text
-    assert "(--dialect mcore)" in caplog.text
+    assert "(--source-dialect mcore)" in caplog.text
 
 
 def vocabularies(tmp_path: Path, said: int | None) -> Path:
@@ -226,7 +226,7 @@ def test_other_arithmetic_is_refused(args: dict[str, Any], tmp_path: Path) -> No
 def test_the_dialect_can_be_named(tmp_path: Path) -> None:
     root, tensors = directory(tmp_path)
     assert_holds(MegatronSource(root, dialect="mcore"), tensors)
-    with pytest.raises(UserError, match="--dialect legcy: did you mean 'legacy'"):
+    with pytest.raises(UserError, match=r"dialect .legcy.: did you mean 'legacy'"):
         MegatronSource(root, dialect="legcy")
     with pytest.raises(UserError, match="missing on the first rank"):
         MegatronSource(root, dialect="legacy")
@@ -235,7 +235,7 @@ def test_the_dialect_can_be_named(tmp_path: Path) -> None:
 def test_tensors_of_no_megatron(tmp_path: Path) -> None:
     root, _ = directory(tmp_path)
     change(root, lambda table: table.update(model={"weight": torch.ones(3)}))
-    with pytest.raises(UserError, match=r"no known Megatron \(weight\): say which with --dialect"):
+    with pytest.raises(UserError, match=r"no known Megatron \(weight\): say which with --source-dialect"):
         MegatronSource(root)
 
 

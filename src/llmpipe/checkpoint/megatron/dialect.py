@@ -46,7 +46,7 @@ class Dialect:
     """One fork's files, or one kind of model of it."""
 
     name: str
-    """What --dialect says."""
+    """What --dialect and --source-dialect say."""
     system: str
     """For messages: whose files they are."""
     names: Mapping[str, str]

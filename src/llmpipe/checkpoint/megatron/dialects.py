@@ -17,9 +17,9 @@ DIALECTS = {dialect.name: dialect for dialect in (MCORE, LEGACY, EPF, EPF_OLD, A
 
 
 def named(name: str) -> Dialect:
-    """The dialect that --dialect names."""
+    """The dialect that an option names."""
     if name not in DIALECTS:
-        raise UserError(f"--dialect {name}: {nearest(name, DIALECTS)}")
+        raise UserError(f"dialect {name!r}: {nearest(name, DIALECTS)}")
     return DIALECTS[name]
 
 
@@ -32,7 +32,8 @@ def detect(names: Iterable[str], args: Namespace | None, path: Path) -> Dialect:
     if len(fit) != 1:
         known = f"may be of {' or '.join(d.system for d in fit)}"
         what = known if fit else f"holds tensors of no known Megatron ({', '.join(names[:4])})"
-        raise UserError(f"{path} {what}: say which with --dialect {'|'.join(d.name for d in fit or DIALECTS.values())}")
+        options = "|".join(dialect.name for dialect in fit or DIALECTS.values())
+        raise UserError(f"{path} {what}: say which with --source-dialect {options}")
     return fit[0]
 
 

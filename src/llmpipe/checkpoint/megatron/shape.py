@@ -57,7 +57,7 @@ def _said(path: Path, dialect: Dialect, args: Namespace | None) -> dict[str, Any
     try:
         return dialect.read_args(args)
     except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}, read as of {dialect.system} (--dialect {dialect.name}): {error}") from error
+        raise UserError(f"{path}, read as of {dialect.system} (--source-dialect {dialect.name}): {error}") from error
 
 
 def _vocabularies(

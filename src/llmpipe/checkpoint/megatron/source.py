@@ -95,7 +95,7 @@ def _dialect(path: Path, opened: Opened, name: str | None) -> Dialect:
         return named(name)
     names = {name for tensors in opened.places.values() for name in tensors}
     found = detect(names, opened.args, path)
-    log.info("%s: read as of %s (--dialect %s)", path, found.system, found.name)
+    log.info("%s: read as of %s (--source-dialect %s)", path, found.system, found.name)
     return found
 
 
