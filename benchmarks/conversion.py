@@ -144,6 +144,7 @@ def main() -> None:
         shutil.rmtree(hf)
         hf.symlink_to(checkpoint)
     split, out = ["--tp", "2", "--pp", "2"], str(work / "out")
+    mcore = ["convert", str(checkpoint), "--to", "megatron", *split]
     for path, command in (
         (ranks, ["shard", str(checkpoint), *split]),
         (meta, ["convert", str(checkpoint), "--to", "meta", "--tp", "2"]),
@@ -151,18 +152,17 @@ def main() -> None:
         if not path.exists():
             subprocess.run([*LLMPIPE, *command, "--output", str(path)], check=True)
     rows = [
-        ("HF → rank files TP2×PP2, SHA-256", checkpoint, ["shard", str(checkpoint), *split]),
-        ("HF → rank files TP2×PP2, --no-hash", checkpoint, ["shard", str(checkpoint), *split, "--no-hash"]),
+        ("HF → rank files TP2 x PP2, SHA-256", checkpoint, ["shard", str(checkpoint), *split]),
+        ("HF → rank files TP2 x PP2, --no-hash", checkpoint, ["shard", str(checkpoint), *split, "--no-hash"]),
         ("rank files → HF, SHA-256", ranks, ["convert", str(ranks)]),
         ("rank files → HF, --no-hash", ranks, ["convert", str(ranks), "--no-hash"]),
         ("Meta → HF, SHA-256", meta, ["convert", str(meta)]),
         ("Meta → HF, --no-hash", meta, ["convert", str(meta), "--no-hash"]),
-        ("HF → Megatron mcore TP2×PP2, SHA-256", checkpoint, ["convert", str(checkpoint), "--to", "megatron", *split]),
-        ("HF → Megatron mcore TP2×PP2, --no-hash", checkpoint,
-         ["convert", str(checkpoint), "--to", "megatron", *split, "--no-hash"]),
+        ("HF → Megatron mcore TP2 x PP2, SHA-256", checkpoint, mcore),
+        ("HF → Megatron mcore TP2 x PP2, --no-hash", checkpoint, [*mcore, "--no-hash"]),
         ("HF → EasyLM, SHA-256", checkpoint, ["convert", str(checkpoint), "--to", "easylm"]),
         ("HF → HF cast to fp16, SHA-256", checkpoint, ["convert", str(checkpoint), "--dtype", "fp16"]),
-    ]  # fmt: skip
+    ]
     print("| command | GB | seconds | cp, seconds | of cp's throughput | anonymous MB |\n|---|---|---|---|---|---|")
     for name, source, command in rows:
         if not arguments.only or arguments.only in name:
