@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from llmpipe.checkpoint import carried, easylm, hf, manifest, meta_write, rank_files, tokenizer_files
+from llmpipe.checkpoint import carried, easylm, grow, hf, manifest, meta_write, rank_files, tokenizer_files
+from llmpipe.checkpoint.changes import UNCHANGED, Changes
 from llmpipe.checkpoint.formats import NOTHING, Told, detect, open_source
 from llmpipe.checkpoint.megatron import write as megatron
 from llmpipe.checkpoint.megatron.dialects import named
@@ -55,18 +56,28 @@ def convert(
     told: Told = NOTHING,
     hashed: bool = True,
     allow_nonfinite: bool = False,
+    changes: Changes = UNCHANGED,
 ) -> manifest.Manifest:
     """Make a checkpoint, or a directory in another format, of any source."""
-    source = open_source(path, told)
-    check_floating(source)
+    source = _opened(path, told, target, changes)
     check_output(path, output)
     with atomic_directory(output) as part, ThreadPoolExecutor(1) as beside:
         came_from = beside.submit(
             origin, path, detect(path), hashed
         )  # its hashes are taken while the bytes are in the page cache
         hashes = write(Mover(source, hashed, allow_nonfinite), part, target)
+        hashes |= grow.add_to_files(part, changes.tokens) if changes.tokens else {}
         kind = "checkpoint" if target.to == "hf" else target.to
-        return manifest.write(part, kind, came_from.result(), hashes)
+        return manifest.write(part, kind, came_from.result() | changes.described(), hashes)
+
+
+def _opened(path: Path, told: Told, target: Target, changes: Changes) -> TensorSource:
+    """The source with its changes; UserError for what cannot be converted."""
+    if changes.tokens and target.to != "hf":
+        raise UserError(f"--to {target.to} takes no --add-token: make a checkpoint first, then convert that one")
+    source = open_source(path, told)
+    check_floating(source)
+    return changes.apply(source)
 
 
 def write(mover: Mover, directory: Path, target: Target) -> dict[str, str | None]:
@@ -82,10 +93,11 @@ def write(mover: Mover, directory: Path, target: Target) -> dict[str, str | None
     return hf.write(mover, directory, target.dtype)
 
 
-def plan_convert(path: Path, output: Path, target: Target = CHECKPOINT, told: Told = NOTHING) -> list[str]:
+def plan_convert(
+    path: Path, output: Path, target: Target = CHECKPOINT, told: Told = NOTHING, changes: Changes = UNCHANGED
+) -> list[str]:
     """What `convert` would read and write, in lines."""
-    source = open_source(path, told)
-    check_floating(source)
+    source = _opened(path, told, target, changes)
     tokenizer = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"] if tokenizer_files.find(path) else []
     others = [*{*carried.names(source.path), *(tokenizer if target.to == "hf" else []), manifest.NAME}]
     others += {"hf": ["config.json"], "meta": ["params.json"]}.get(target.to, [])

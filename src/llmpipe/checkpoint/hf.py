@@ -3,6 +3,7 @@
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from llmpipe.checkpoint.mover import Filled, Mover, Segments, write_files
 from llmpipe.checkpoint.source import TensorSource, check_tensors
 from llmpipe.checkpoint.torch_file import read_torch_file, tensors
 from llmpipe.errors import UserError
-from llmpipe.families import FAMILIES, from_hf_config, to_hf_config
+from llmpipe.families import FAMILIES, Shape, from_hf_config, to_hf_config
 from llmpipe.files import read_json, write_json
 from llmpipe.progress import progress
 
@@ -174,10 +175,19 @@ def _write_config(source: TensorSource, directory: Path, dtype: torch.dtype | No
         config = read_json(source.path / "config.json", stream.GET_AGAIN)
         if written not in (None, config.get("dtype"), config.get("torch_dtype")) and not copied:
             config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": written}
+        config |= _changed(from_hf_config(config), source.shape)
     else:
         bos, eos = tokenizer_files.control_ids(source.path)
         config = to_hf_config(source.shape, written or _name(source.dtype("embedding.weight")), bos, eos)
     write_json(directory / "config.json", config)
+
+
+def _changed(told: Shape, written: Shape) -> dict[str, Any]:
+    """What a grown vocabulary or a head of its own, untied by an adapter, changes in a source's config.json."""
+    fields = {"vocab": "vocab_size", "tie_embeddings": "tie_word_embeddings"}
+    return {
+        key: getattr(written, name) for name, key in fields.items() if getattr(written, name) != getattr(told, name)
+    }
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -68,6 +68,14 @@ def control_ids(path: Path) -> tuple[int | None, int | None]:
     return (bos if bos >= 0 else None), (eos if eos >= 0 else None)
 
 
+def opened(path: Path) -> Tokenizer | None:
+    """The tokenizer that a checkpoint made of this source carries as tokenizer.json; None without one."""
+    given, model = path / "tokenizer.json", find(path)
+    if given.is_file():
+        return _from_file(given)
+    return build(load(model)) if model else None
+
+
 def complete(source: TensorSource, directory: Path) -> dict[str, str]:
     """Add what a checkpoint's tokenizer lacks to the files already carried; returns the SHA-256 of what was added."""
     model, given = find(source.path), source.path / "tokenizer.json"

@@ -33,6 +33,21 @@ DIALECTS = ("mcore", "legacy", "epf", "ali", "mfz")
 @click.option("--pp", type=click.IntRange(min=1), default=1, show_default=True, help="Pipeline ranks of megatron.")
 @click.option("--vp", type=click.IntRange(min=1), default=1, show_default=True, help="Virtual stages of a rank.")
 @click.option("--pp-layers", metavar="N,N,...", help="Layers of each stage, where the split is uneven.")
+@click.option(
+    "--adapter",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A LoRA adapter in PEFT's format (adapter_config.json), merged into the weights.",
+)
+@click.option(
+    "--add-token", "tokens", multiple=True, metavar="TOKEN", help="Add a token to the vocabulary; again for more."
+)
+@click.option(
+    "--new-rows",
+    type=click.Choice(["mean", "zeros"]),
+    default="mean",
+    show_default=True,
+    help="The embedding's and the head's rows of added tokens: the mean of the old rows, or zeros.",
+)
 @click.option("--dtype", type=click.Choice(DTYPES), help="Cast every tensor; left out, each keeps its stored type.")
 @click.option("--shape", help="A row of the size table, as llama2_7b: checked, and used where the source says nothing.")
 @click.option("--source-dialect", help="The dialect of a Megatron source, where its files leave it in doubt.")
@@ -50,6 +65,9 @@ def command(
     pp: int,
     vp: int,
     pp_layers: str | None,
+    adapter: Path | None,
+    tokens: tuple[str, ...],
+    new_rows: str,
     dtype: str | None,
     shape: str | None,
     source_dialect: str | None,
@@ -68,6 +86,7 @@ def command(
       llmpipe convert weights/tiny_llama --output scratch/checkpoint
     """
     from llmpipe.checkpoint import convert
+    from llmpipe.checkpoint.changes import Changes
     from llmpipe.checkpoint.formats import Told
     from llmpipe.families import named_size
     from llmpipe.layout import Stages, parse_layers
@@ -75,7 +94,8 @@ def command(
     told = Told(named_size(shape) if shape else None, source_dialect, vocab)
     cast = convert.DTYPES[dtype] if dtype else None
     target = convert.Target(to, dialect, tp, Stages(pp, vp, parse_layers(pp_layers)), cast)  # type: ignore[arg-type]
+    changes = Changes(adapter, tokens, new_rows)  # type: ignore[arg-type]
     if dry_run:
-        click.echo("\n".join(convert.plan_convert(source, output, target, told)))
+        click.echo("\n".join(convert.plan_convert(source, output, target, told, changes)))
     else:
-        convert.convert(source, output, target, told, not no_hash, allow_nonfinite)
+        convert.convert(source, output, target, told, not no_hash, allow_nonfinite, changes)

@@ -1,0 +1,35 @@
+"""What convert changes in a model on the way: an adapter merged, tokens added."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmpipe.checkpoint import grow
+from llmpipe.checkpoint.adapter import AdaptedSource, describe
+from llmpipe.checkpoint.source import TensorSource
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What to change in a model on the way."""
+
+    adapter: Path | None = None
+    """A LoRA adapter in PEFT's format, to be merged."""
+    tokens: tuple[str, ...] = ()
+    """Tokens to add to the vocabulary."""
+    new_rows: grow.NewRows = "mean"
+    """What their rows hold."""
+
+    def apply(self, source: TensorSource) -> TensorSource:
+        """The changed source."""
+        if self.adapter:
+            source = AdaptedSource(source, self.adapter)
+        return grow.grown(source, self.tokens, self.new_rows) if self.tokens else source
+
+    def described(self) -> dict[str, Any]:
+        """For the manifest's source."""
+        found: dict[str, Any] = {"adapter": describe(self.adapter)} if self.adapter else {}
+        return found | ({"added_tokens": list(self.tokens), "new_rows": self.new_rows} if self.tokens else {})
+
+
+UNCHANGED = Changes()
