@@ -10,6 +10,7 @@ from meta_files import VOCAB
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from easylm_files import write_stream
 from llmpipe.checkpoint import manifest
 from llmpipe.cli import group
 from llmpipe.cli.inspect import command
@@ -131,6 +132,16 @@ def test_every_format_is_told_and_its_tensors_are_the_same(name: str, hf: Path, 
         assert lines[1].startswith(f"  dialect       {name}, of ")
     done = CliRunner().invoke(group, ["diff", *map(str, (hf, tmp_path / name, *more)), "--changed", "--weights-only"])
     assert done.exit_code == 0 and "39 tensors compared: 39 bit-equal; the same" in done.stdout, done.stdout
+
+
+def test_what_is_in_doubt_is_told(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_stream(tmp_path / name, {"transformer/ln_f/kernel": torch.zeros(2)})
+    with pytest.raises(UserError, match="holds one, two: name the file that you want"):
+        shown(tmp_path)
+    (tmp_path / "two").unlink()
+    with pytest.raises(UserError, match=r"does not say its model's shape, .*: name it with --shape"):
+        shown(tmp_path)
 
 
 def test_damaged_weights_are_told(hf: Path) -> None:
