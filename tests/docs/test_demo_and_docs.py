@@ -49,9 +49,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("workflow", "slurm"):
         (root / name).symlink_to(REPOSITORY / name)
     folder = root / "demo"
-    recipe = folder / "config/recipes/tiny_llama.yaml"
-    shortened = re.sub(r"(?m)^steps: .*", f"steps: {STEPS}", recipe.read_text())
-    recipe.write_text(re.sub(r"(?m)^save_every: .*", f"save_every: {SAVE_EVERY}", shortened))
+    for recipe in (folder / "config/recipes").glob("*.yaml"):
+        shortened = re.sub(r"(?m)^steps: .*", f"steps: {STEPS}", recipe.read_text())
+        recipe.write_text(re.sub(r"(?m)^save_every: .*", f"save_every: {SAVE_EVERY}", shortened))
     (folder / "scratch").mkdir()
     kill_while_training(folder)
     succeeded("snakemake --unlock && snakemake -c all --rerun-incomplete", folder)
@@ -116,10 +116,11 @@ def test_a_second_run_does_nothing(demo: Path) -> None:
     assert "Nothing to be done" in succeeded("snakemake -c all", demo)
 
 
-def test_transformers_opens_the_export(demo: Path) -> None:
+@pytest.mark.parametrize("run_name", ["tiny_llama", "tiny_falcon"])
+def test_transformers_opens_the_export(run_name: str, demo: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    export = demo / "results/runs/tiny_llama/export"
+    export = demo / f"results/runs/{run_name}/export"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(export), AutoTokenizer.from_pretrained(export)
     logits = model(**tokenizer("import os", return_tensors="pt")).logits
     assert logits.shape[-1] == model.config.vocab_size == 1500
