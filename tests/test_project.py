@@ -139,3 +139,11 @@ def test_only_asked_for_files_are_read(config: Path) -> None:
     (config / "runs/broken.yaml").write_text("{{{")
     assert "broken" in project.names("runs")
     assert project.run("llama2_7b").recipe == "llama2"
+
+
+def test_added_tokens_become_options_of_convert(config: Path) -> None:
+    assert project.convert_options("llama2_7b") == "--shape llama2_7b"
+    text = """source: weights/mine\nadded_tokens: ["<|im_start|>", "it's"]\nnew_rows: zeros\n"""
+    (config / "models/mine.yaml").write_text(text)
+    told = """--add-token '<|im_start|>' --add-token 'it'"'"'s' --new-rows zeros"""
+    assert project.convert_options("mine") == told

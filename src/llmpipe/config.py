@@ -26,13 +26,15 @@ class Model:
     shape: str | None = None
     """A row of the family's size table: used where the source has no config, else checked against it."""
     added_tokens: list[str] = field(default_factory=list)
-    """Tokens that convert adds to the vocabulary; only [] for now."""
+    """Tokens that convert adds to the vocabulary, as ["<|im_start|>", "<|im_end|>"]; those that are there stay."""
+    new_rows: Literal["mean", "zeros"] = "mean"
+    """What their rows in embedding and head hold: the mean of the old rows, or zeros."""
 
     def __post_init__(self) -> None:
         if self.source.startswith(HUB):
             parse_hub(self.source)
-        if self.added_tokens:
-            raise UserError(f"added_tokens is {self.added_tokens}; this version of llmpipe adds none: write []")
+        if empty := [token for token in self.added_tokens if not token.strip()]:
+            raise UserError(f"added_tokens holds {empty[0]!r}: name tokens as <|im_start|>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ Every path counts from the project's folder, which is the current one. Only the 
 that one broken config file does not stop other runs.
 """
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -71,10 +72,12 @@ def layout(run_name: str) -> Layout:
         raise UserError(f"{CONFIG / 'runs' / run_name}.yaml: {error}") from error
 
 
-def shape_option(name: str) -> str:
-    """The option of `llmpipe convert` that a model's file decides."""
-    shape = model(name).shape
-    return f"--shape {shape}" if shape else ""
+def convert_options(name: str) -> str:
+    """The options of `llmpipe convert` that a model's file decides."""
+    found = model(name)
+    options = [f"--shape {found.shape}"] if found.shape else []
+    options += [f"--add-token {quote(token)}" for token in found.added_tokens]
+    return " ".join(options + ([f"--new-rows {found.new_rows}"] if found.added_tokens else []))
 
 
 def source(name: str, there: Callable[[str], bool]) -> str:
@@ -149,6 +152,15 @@ def checkpoint(run_name: str) -> str:
 def rank_files(run_name: str) -> str:
     """The rank files of a run's model in the run's layout."""
     return f"results/models/{run(run_name).model}/{layout(run_name).rank_files}"
+
+
+def stage_options(stages: str) -> str:
+    """The options of `llmpipe shard` for what follows `pp` in a directory's name: 2, 2-vp2, 2-layers15.17."""
+    found = re.fullmatch(r"(\d+)(?:-vp(\d+))?(?:-layers([\d.]+))?", stages)
+    assert found, stages  # the workflow's wildcard_constraints
+    pp, vp, layers = found.groups()
+    more = (f" --vp {vp}" if vp else "") + (f" --pp-layers {layers.replace('.', ',')}" if layers else "")
+    return f"--pp {pp}{more}"
 
 
 def cards(run_name: str) -> list[str]:

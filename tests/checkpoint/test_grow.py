@@ -1,4 +1,4 @@
-"""A grown vocabulary: transformers gives the new ids, and has the rows that its own resizing with a mean by hand has."""
+"""A grown vocabulary: the new ids are transformers's, the rows those of its own resizing with a mean by hand."""
 
 import json
 import re
@@ -115,7 +115,7 @@ def test_rows_beyond_the_tokenizer_are_taken_first(hf_tensors: dict, source: Pat
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_mean_is_rounded_once_and_a_tied_head_stays_tied(tmp_path: Path, dtype: torch.dtype) -> None:
-    model = theirs("qwen3").to(dtype=dtype)
+    model = theirs("qwen3", dtype=dtype)
     model.save_pretrained(tmp_path / "hf")
     source = GrownSource(open_source(tmp_path / "hf"), 104)
     embedding = model.state_dict()["model.embed_tokens.weight"]

@@ -26,9 +26,9 @@ rule convert:
     benchmark:
         "logs/convert/{model}.benchmark.tsv"
     params:
-        shape=by("model", project.shape_option),
+        options=by("model", project.convert_options),
     shell:
-        "llmpipe convert {input.source} --output {output} {params.shape} --log {log}"
+        "llmpipe convert {input.source} --output {output} {params.options} --log {log}"
 
 
 rule verify:
@@ -63,8 +63,10 @@ rule shard:
         "logs/shard/{model}.tp{tp}-pp{pp}.log",
     benchmark:
         "logs/shard/{model}.tp{tp}-pp{pp}.benchmark.tsv"
+    params:
+        stages=by("pp", project.stage_options),
     shell:
-        "llmpipe shard {input.checkpoint} --tp {wildcards.tp} --pp {wildcards.pp} --output {output} --log {log}"
+        "llmpipe shard {input.checkpoint} --tp {wildcards.tp} {params.stages} --output {output} --log {log}"
 
 
 rule verify_shards:
