@@ -1,7 +1,8 @@
 """The formats of weights: told from the files that lie there, and opened."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from llmpipe.checkpoint.easylm import EasyLMSource
 from llmpipe.checkpoint.easylm_files import split_prefix, weights_file
@@ -30,6 +31,12 @@ class Told:
     """Of a Megatron directory."""
     vocab: int | None = None
     """The vocabulary's true rows, of a Megatron directory."""
+
+    def described(self) -> dict[str, Any]:
+        """For the manifest, where verification finds it: what was said, nothing else."""
+        shape = {"shape": asdict(self.shape)} if self.shape else {}
+        said = {"dialect": self.dialect, "vocab": self.vocab} | shape
+        return {"told": {name: value for name, value in said.items() if value}} if self != NOTHING else {}
 
 
 NOTHING = Told()

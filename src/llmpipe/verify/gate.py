@@ -19,6 +19,7 @@ from llmpipe.verify.meta import MetaModel
 from llmpipe.verify.ours import OurModel
 from llmpipe.verify.rank_files import is_rank_files, rank_file_checks
 from llmpipe.verify.tokenizer import tokenizer_checks
+from llmpipe.verify.told import old_permutation, said
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,10 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
     """Every check of weights in any format against their source, and the first difference: layer, tensor or setting."""
     if subject.resolve() == reference.resolve():
         raise UserError(f"--reference {reference} is the subject itself: name the weights that it was made from")
-    candidate = open_reference(subject)
+    candidate, source = _open_both(subject, reference)
     assumed = candidate.hyper_parameters()
-    source = open_reference(reference, None, assumed)
     if dtype := rounded_to(source, candidate):
-        source = open_reference(reference, dtype, assumed)
+        source = open_reference(reference, dtype, assumed, manifest.read(subject).source)
     inventory, tensor = inventory_checks(source, candidate)
     hyper, parameter = hyper_parameter_checks(source, candidate)
     tokenizer, text = tokenizer_checks(subject, reference, int(float(assumed["vocabulary"])))
@@ -65,10 +65,19 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
     return checks, (layer or tensor or parameter or text) if failed else None
 
 
+def _open_both(subject: Path, reference: Path) -> tuple[Reference, Reference]:
+    """What the files of the one leave open, they take from the other; Hugging Face's leave nothing open."""
+    if open_kind(reference) == HfModel.kind and open_kind(subject) != HfModel.kind:
+        source = open_reference(reference)
+        return open_reference(subject, None, source.hyper_parameters()), source
+    candidate = open_reference(subject)
+    return candidate, open_reference(reference, None, candidate.hyper_parameters(), manifest.read(subject).source)
+
+
 def _forward(candidate: Reference, source: Reference, subject: Path) -> Findings:
     """Both forwards on the probe; transformers is not compared with itself: a source of its own meets our decoder."""
-    said = (side.hyper_parameters().get("vocabulary") for side in (source, candidate))
-    vocab = int(min(float(rows) for rows in said if rows is not None))
+    known = (side.hyper_parameters().get("vocabulary") for side in (source, candidate))
+    vocab = int(min(float(rows) for rows in known if rows is not None))
     longest = next((side.longest_text for side in (candidate, source) if isinstance(side, HfModel)), LONGEST)
     tokens, positions = probe(vocab, longest)
     try:
@@ -80,18 +89,23 @@ def _forward(candidate: Reference, source: Reference, subject: Path) -> Findings
 
 
 def open_reference(
-    path: Path, rounded_to: torch.dtype | None = None, assumed: dict[str, float | str] | None = None
+    path: Path,
+    rounded_to: torch.dtype | None = None,
+    assumed: dict[str, float | str] | None = None,
+    made_from: dict[str, Any] | None = None,
 ) -> Reference:
     """The plain forward for a format's own convention; UserError if it is in none that has one.
 
-    `assumed`: the other side's settings, for what a format's files do not say.
+    `assumed`: the other side's settings, for what a format's files do not say. `made_from`: the manifest's source of
+    what was made of it, where the user's own word on it stands.
     """
+    told = made_from or {}
     if (path / "params.json").is_file():
         return MetaModel(path, rounded_to, assumed)
     if is_megatron(path):
-        return MegatronModel(path, rounded_to, assumed=assumed)
+        return MegatronModel(path, rounded_to, said(told), assumed, old_permutation(told))
     if holds_weights(path):
-        return EasyLMModel(path, rounded_to, assumed=assumed)
+        return EasyLMModel(path, rounded_to, said(told), assumed)
     if (path / "config.json").is_file():
         return HfModel(path, rounded_to)
     raise UserError(
