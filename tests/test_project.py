@@ -8,6 +8,7 @@ import pytest
 
 from llmpipe import project
 from llmpipe.errors import UserError
+from llmpipe.layout import Stages, parse_layers
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,6 +105,13 @@ def test_uneven_stages_reach_rank_files_and_training(config: Path) -> None:
     write_run(config, layout="{gpus_per_node: 2, pp: 2, pp_layers: [15, 17]}")
     assert project.rank_files("mine") == "results/models/llama2_7b/tp1-pp2-layers15.17"
     assert " --pp-layers 15,17 " in project.finetune_options("mine")
+
+
+def test_the_name_of_rank_files_says_how_they_are_made() -> None:
+    for stages in (Stages(2), Stages(2, 2), Stages(2, layers=(15, 17)), Stages(2, 2, (1, 2, 3, 2))):
+        options = project.stage_options(stages.name.removeprefix("pp")).split()
+        told = dict(zip(options[::2], options[1::2], strict=True))
+        assert Stages(int(told["--pp"]), int(told.get("--vp", 1)), parse_layers(told.get("--pp-layers"))) == stages
 
 
 def test_virtual_stages_are_refused_for_a_run(config: Path) -> None:

@@ -1,5 +1,6 @@
 """The workflow in a user's project folder: the right jobs, mistakes told, nothing made twice."""
 
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,18 @@ def test_slurm_dry_run_prints_the_right_jobs(model: str, layout: str, resources:
     assert f" {layout} --micro-batch 1 --device cuda " in finetune
     assert " --threads 64 " in finetune
     assert resources in done.stdout
+
+
+@pytest.mark.usefixtures("inputs")
+def test_uneven_stages_reach_their_rank_files(project: Path, snakemake: Snakemake) -> None:
+    run = project / "config/runs/llama2_7b.yaml"
+    run.write_text(re.sub(r"(?m)^  pp: .*", "  pp: 2\n  pp_layers: [15, 17]", run.read_text()))
+    done = snakemake("-n", "-p", "finetune_llama2_7b")
+    assert done.returncode == 0, done.stdout
+    told = "\n".join(commands(done.stdout))
+    folder = "results/models/llama2_7b/tp1-pp2-layers15.17"
+    assert f" --tp 1 --pp 2 --pp-layers 15,17 --output {folder} " in told
+    assert f"llmpipe verify {folder} " in told and f"--model {folder} " in told and " --pp-layers 15,17 " in told
 
 
 def test_shipped_model_fits_real_weights(tmp_path: Path) -> None:
