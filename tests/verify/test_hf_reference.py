@@ -100,7 +100,7 @@ def test_damaged_directories_are_refused(checkpoint, tmp_path):
     (checkpoint / "config.json").write_text('{"model_type": ')
     with pytest.raises(UserError, match=r"config.json cannot be read by transformers"):
         HfModel(checkpoint)
-    with pytest.raises(UserError, match=r"is no reference: expected Meta's params\.json"):
+    with pytest.raises(UserError, match=r"is no reference: expected Hugging Face's config"):
         open_reference(tmp_path)
 
 
