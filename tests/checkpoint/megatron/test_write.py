@@ -190,6 +190,16 @@ def test_the_legacy_models_theta(caplog: pytest.LogCaptureFixture) -> None:
     assert "takes 10000 for rope theta, whatever its args say" in caplog.text
 
 
+def test_a_source_of_two_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors, _ = made.random_model(dtype=torch.bfloat16)
+    source = Tensors(SHAPE, tensors)
+    source.by_key["layers.2.mlp_norm.weight"] = norm = torch.rand(32)
+    (tmp_path / "root").mkdir()
+    write(Mover(source), tmp_path / "root", named("mcore"), 1, Stages())
+    assert "1 tensors are cast to the embedding's, torch.bfloat16, among them layers.2.mlp_norm.weight" in caplog.text
+    assert torch.equal(MegatronSource(tmp_path / "root").read("layers.2.mlp_norm.weight"), norm.bfloat16())
+
+
 def test_dialects_are_named_as_the_option_names_them() -> None:
     assert all(name == dialect.name for name, dialect in DIALECTS.items()) and {"mcore", "legacy"} <= DIALECTS.keys()
 

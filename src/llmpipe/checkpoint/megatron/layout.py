@@ -128,13 +128,12 @@ def _name(dialect: Dialect, shape: Shape, key: str) -> str:
 
 
 def _vocab_rows(dialect: Dialect, shape: Shape, grid: Grid, place: Place, name: str, key: str) -> Stored:
-    """A rank's rows of the padded vocabulary; a rank may have padding alone."""
+    """A rank's rows of the padded vocabulary; the part of a rank that has padding alone has no rows."""
     each = grid.padded_vocab // grid.tp
     start = min(place.tp * each, shape.vocab)
     rows = slice(start, min((place.tp + 1) * each, shape.vocab))
-    parts = (Part(key, rows, slice(0, shape.hidden)),) if rows.start < rows.stop else ()
     padding = dialect.padding if rows.stop - rows.start < each else None
-    return Stored(name, (each, shape.hidden), parts, padding=padding)
+    return Stored(name, (each, shape.hidden), (Part(key, rows, slice(0, shape.hidden)),), padding=padding)
 
 
 def _qkv(dialect: Dialect, shape: Shape, grid: Grid, place: Place, name: str, stem: str, kind: str) -> Stored:

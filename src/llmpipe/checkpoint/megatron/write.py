@@ -1,22 +1,25 @@
 """Megatron directories, written: rank files of TP x PP in any dialect, and latest_checkpointed_iteration.txt."""
 
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmpipe.checkpoint.layouts import Part, Stored
 from llmpipe.checkpoint.megatron.dialect import Dialect, Written
 from llmpipe.checkpoint.megatron.directory import FILES, TRACKER
 from llmpipe.checkpoint.megatron.layout import Grid, Place, check_split, rank_layout
 from llmpipe.checkpoint.mover import Filled, Mover
+from llmpipe.checkpoint.source import TensorSource
 from llmpipe.checkpoint.torch_write import tensors_to_fill, write_torch_files
 from llmpipe.errors import UserError
 from llmpipe.families import Shape
 from llmpipe.files import sha256, write_text
 from llmpipe.layout import Stages
 from llmpipe.progress import progress
+
+log = logging.getLogger(__name__)
 
 VOCAB_MULTIPLE = 128
 """Megatron's default make_vocab_size_divisible_by."""
@@ -64,12 +67,25 @@ def write(
 
     A file is in one type, as Megatron's models are: `dtype`, or else that of the source's embedding.
     """
-    dtype = dtype or mover.source.dtype("embedding.weight")
+    dtype = dtype or _common_dtype(mover.source)
     trees = targets(mover.source.shape, dialect, dtype, tp, stages, vocab_multiple)
     with progress("convert", bytes_of(trees), "B") as shown:
         hashes = write_torch_files(mover, directory, trees, shown)
     write_text(directory / TRACKER, "release" if dialect.folder == "release" else str(int(dialect.folder[5:])))
     return hashes | {TRACKER: sha256(directory / TRACKER)}
+
+
+def _common_dtype(source: TensorSource) -> torch.dtype:
+    """The embedding's type; the log says what is cast to it."""
+    dtype = source.dtype("embedding.weight")
+    other = [key for key in source.keys() if source.dtype(key) != dtype]  # noqa: SIM118
+    if other:
+        log.warning(
+            "%s: Megatron's files are of one type: %d tensors are cast to the embedding's, %s, among them %s: --dtype"
+            " chooses another",
+            source.path, len(other), dtype, other[0],
+        )  # fmt: skip
+    return dtype
 
 
 def bytes_of(trees: dict[str, Any]) -> int:
@@ -101,21 +117,11 @@ def _models(
 def _model(shape: Shape, dialect: Dialect, grid: Grid, dtype: torch.dtype, place: Place) -> dict[str, Any]:
     """A stage's tensors, and the states of its layers."""
     held: dict[str, Filled | None] = {
-        item.stored.name: Filled(_padded(item.stored, shape), dtype)
-        for item in rank_layout(dialect, shape, grid, place)
+        item.stored.name: Filled(item.stored, dtype) for item in rank_layout(dialect, shape, grid, place)
     }
     count = len(grid.layers(shape.num_layers, place.stage))
     held |= {name.format(layer): None for layer in range(count) for name in dialect.empty}
     return _nested(held, dialect.tables)
-
-
-def _padded(stored: Stored, shape: Shape) -> Stored:
-    """A rank that holds padding alone, as copies of the last true row, has that row for its first."""
-    if stored.padding != "last" or stored.parts:
-        return stored
-    key = "head.weight" if not shape.tie_embeddings and "embedding" not in stored.name else "embedding.weight"
-    last = Part(key, slice(shape.vocab - 1, shape.vocab), slice(0, shape.hidden))
-    return Stored(stored.name, stored.shape, (last,), padding="last")
 
 
 def _nested(tensors: dict[str, Filled | None], tables: tuple[str, ...]) -> dict[str, Any]:
