@@ -8,8 +8,9 @@ import torch
 
 from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
-from llmpipe.verify.card import Findings, at_most, default_output, make_card, write_card
-from llmpipe.verify.compare import LOGIT_LIMIT, numeric_checks, probe, stream
+from llmpipe.verify.card import Check, Findings, at_most, default_output, make_card, write_card
+from llmpipe.verify.changed import Cut, CutRunner, MergedFiles, new_row_check
+from llmpipe.verify.compare import LOGIT_LIMIT, Side, numeric_checks, probe, stream
 from llmpipe.verify.easylm import EasyLMModel, holds_weights
 from llmpipe.verify.hf import HfModel
 from llmpipe.verify.inventory import hyper_parameter_checks, inventory_checks, rounded_to
@@ -52,36 +53,52 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
     """Every check of weights in any format against their source, and the first difference: layer, tensor or setting."""
     if subject.resolve() == reference.resolve():
         raise UserError(f"--reference {reference} is the subject itself: name the weights that it was made from")
-    candidate, source = _open_both(subject, reference)
+    made_from = manifest.read(subject).source
+    whole, source = _open_both(subject, reference, made_from)
+    candidate, grown = _before_growth(whole, source, made_from)
     assumed = candidate.hyper_parameters()
     if dtype := rounded_to(source, candidate):
-        source = open_reference(reference, dtype, assumed, manifest.read(subject).source)
+        source = open_reference(reference, dtype, assumed, made_from)
     inventory, tensor = inventory_checks(source, candidate)
     hyper, parameter = hyper_parameter_checks(source, candidate)
-    tokenizer, text = tokenizer_checks(subject, reference, int(float(assumed["vocabulary"])))
+    tokenizer, text = tokenizer_checks(subject, reference, int(float(whole.hyper_parameters()["vocabulary"])))
     numeric, layer = _forward(candidate, source, subject)
-    checks = [*numeric, *inventory, *hyper, *tokenizer]
+    checks = [*numeric, *inventory, *hyper, *grown, *tokenizer]
     failed = any(check.verdict == "fail" for check in checks)
     return checks, (layer or tensor or parameter or text) if failed else None
 
 
-def _open_both(subject: Path, reference: Path) -> tuple[Reference, Reference]:
+def _before_growth(
+    whole: Reference, source: Reference, made_from: dict[str, Any]
+) -> tuple[Reference | Cut, list[Check]]:
+    """A checkpoint that tokens were added to is compared without their rows; these have a check of their own."""
+    rows = source.hyper_parameters().get("vocabulary")
+    if not made_from.get("added_tokens") or not isinstance(whole, HfModel) or rows is None:
+        return whole, []
+    return Cut(whole, int(rows)), [new_row_check(whole, int(rows), made_from["new_rows"])]
+
+
+def _open_both(subject: Path, reference: Path, made_from: dict[str, Any]) -> tuple[Reference, Reference]:
     """What the files of the one leave open, they take from the other; Hugging Face's leave nothing open."""
     if open_kind(reference) == HfModel.kind and open_kind(subject) != HfModel.kind:
         source = open_reference(reference)
         return open_reference(subject, None, source.hyper_parameters()), source
     candidate = open_reference(subject)
-    return candidate, open_reference(reference, None, candidate.hyper_parameters(), manifest.read(subject).source)
+    return candidate, open_reference(reference, None, candidate.hyper_parameters(), made_from)
 
 
-def _forward(candidate: Reference, source: Reference, subject: Path) -> Findings:
+def _forward(candidate: Reference | Cut, source: Reference, subject: Path) -> Findings:
     """Both forwards on the probe; transformers is not compared with itself: a source of its own meets our decoder."""
     known = (side.hyper_parameters().get("vocabulary") for side in (source, candidate))
     vocab = int(min(float(rows) for rows in known if rows is not None))
-    longest = next((side.longest_text for side in (candidate, source) if isinstance(side, HfModel)), LONGEST)
+    longest = next((side.longest_text for side in (candidate, source) if isinstance(side, HfModel | Cut)), LONGEST)
     tokens, positions = probe(vocab, longest)
     try:
-        runner = OurModel(subject) if isinstance(source, HfModel) and isinstance(candidate, HfModel) else candidate
+        runner: Side = candidate
+        if isinstance(source, HfModel) and isinstance(candidate, HfModel):
+            runner = OurModel(subject)
+        elif isinstance(source, HfModel) and isinstance(candidate, Cut):
+            runner = CutRunner(OurModel(subject), candidate.rows)
     except UserError as error:  # a tensor missing or left over
         return [at_most("largest logit difference", None, LOGIT_LIMIT, str(error))], None
     trace = stream(source, runner, tokens, positions)
@@ -107,7 +124,10 @@ def open_reference(
     if holds_weights(path):
         return EasyLMModel(path, rounded_to, said(told), assumed)
     if (path / "config.json").is_file():
-        return HfModel(path, rounded_to)
+        model = HfModel(path, rounded_to)
+        if "adapter" in told:
+            model.files = MergedFiles(path, Path(told["adapter"]["path"]))
+        return model
     raise UserError(
         f"{path} is no reference: expected Hugging Face's config.json with *.safetensors, Meta's params.json with"
         " consolidated.*.pth, Megatron's mp_rank_* folders or EasyLM's streaming_params"

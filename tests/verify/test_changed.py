@@ -1,0 +1,84 @@
+"""Checkpoints that convert changed on the way pass against their source, and a wrong change does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmpipe.checkpoint import manifest
+from llmpipe.checkpoint.changes import Changes
+from llmpipe.checkpoint.convert import convert
+from llmpipe.errors import UserError
+from llmpipe.verify.gate import verify
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TARGETS = ("q_proj", "down_proj")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=61, num_key_value_heads=2, max_position_embeddings=64, **SIZES)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def adapter(source: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "adapter"
+    path.mkdir()
+    parts = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if name.removesuffix(".weight").endswith(TARGETS):
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            parts[f"{module}.lora_A.weight"] = torch.randn(2, tensor.shape[1])
+            parts[f"{module}.lora_B.weight"] = torch.randn(tensor.shape[0], 2)
+    save_file(parts, path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": list(TARGETS), "bias": "none"}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_a_merged_adapter_is_compared_with_the_merged_source(source: Path, adapter: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "out", changes=Changes(adapter=adapter))
+    assert verify(tmp_path / "out", source)["verdict"] == "pass"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 8}))
+    with pytest.raises(UserError, match=r"differs from .*, first at"):
+        verify(tmp_path / "out", source)
+
+
+def grown(path: Path, rows: int, how: str) -> None:
+    """Grow a checkpoint's vocabulary by hand, as the manifest of convert --add-token says it."""
+    tensors = load_file(path / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        mean = tensors[name].double().mean(0).to(tensors[name].dtype)
+        new = (mean if how == "mean" else torch.zeros_like(mean)).expand(rows, -1)
+        tensors[name] = torch.cat([tensors[name], new])
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + rows}))
+    made = manifest.read(path).source | {"added_tokens": ["<a>", "<b>"], "new_rows": how}
+    (path / "manifest.json").unlink()
+    manifest.write(path, "checkpoint", made)
+
+
+@pytest.mark.parametrize("how", ["mean", "zeros"])
+def test_a_grown_vocabulary_is_compared_without_its_new_rows(source: Path, tmp_path: Path, how: str) -> None:
+    out = tmp_path / "out"
+    convert(source, out)
+    grown(out, 2, how)
+    card = verify(out, source)
+    row = next(check for check in card["checks"] if check["name"] == "rows of added tokens that differ")
+    assert card["verdict"] == "pass" and row["value"] == 0
+    tensors = load_file(out / "model.safetensors")
+    tensors["lm_head.weight"][-1, 3] += 0.01
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    made = manifest.read(out).source
+    (out / "manifest.json").unlink()
+    manifest.write(out, "checkpoint", made)
+    with pytest.raises(UserError, match=r"rows of added tokens that differ 1 \(limit 0\)"):
+        verify(out, source)
