@@ -167,6 +167,7 @@ def test_a_vocabulary_that_a_tokenizer_says(tmp_path: Path) -> None:
     (root / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
         MegatronSource(root)
+    assert MegatronSource(root, vocab=131).shape.vocab == 131
 
 
 def test_the_padded_vocabulary_in_the_args(tmp_path: Path) -> None:

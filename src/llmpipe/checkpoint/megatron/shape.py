@@ -68,13 +68,15 @@ def _vocabularies(
     args = said.get("vocab")
     if args == padded and expected:  # some tools write the padded one
         args = None
-    return [
+    known = [
         ("--vocab", vocab),
         ("the args", args),
         ("the head", head if head != padded else None),
         ("the shape", expected.vocab if expected else None),
-        ("the tokenizer", tokenizer_size(path) or tokenizer_size(opened.folder)),
     ]
+    if all(size is None for _, size in known):  # else a tokenizer that is none would not matter
+        known.append(("the tokenizer", tokenizer_size(path) or tokenizer_size(opened.folder)))
+    return known
 
 
 def _of_tensors(path: Path, opened: Opened, dialect: Dialect) -> tuple[Stages, dict[str, Any]]:
