@@ -35,6 +35,7 @@ def remove_left(path: Path) -> None:
 def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file to write that takes its name only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_left(path)
     part = aside(path)
     try:
         with part.open(mode) as file:
@@ -50,6 +51,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A directory to fill that takes its name only when the block ends without an error; it replaces an older one."""
+    path = path.resolve()  # a link to a directory stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path)
     part = aside(path)
@@ -89,7 +91,7 @@ def read_json(path: Path, remedy: str) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {remedy}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from error
 
 

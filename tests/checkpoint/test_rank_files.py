@@ -67,7 +67,9 @@ def test_header_and_manifest_say_the_layout_and_the_checkpoint(checkpoint: Path,
     made = shard(checkpoint, tmp_path / "ranks", 2, Stages(1))
     digest = manifest.read(checkpoint).digest
     with safe_open(tmp_path / "ranks/tp1-pp0.safetensors", framework="pt") as file:
-        assert file.metadata() == {"tp": "2", "pp": "1", "checkpoint": digest, "format": "pt"}
+        assert file.metadata() == {
+            "tp": "2", "pp": "1", "rank": "tp1-pp0", "checkpoint": digest, "format": "pt",
+        }  # fmt: skip
     assert made == manifest.check(tmp_path / "ranks")
     assert (made.kind, made.source["checkpoint"]) == ("rank_files", digest)
     beside = {name for name in made.files if not name.startswith("tp")}

@@ -14,8 +14,11 @@ import torch
 from llmpipe import helpers
 from llmpipe.checkpoint.source import Slices, resolved, sizes_of
 from llmpipe.errors import UserError
-from llmpipe.families import Shape, Tensor
+from llmpipe.families import Shape, Tensor, layer_of
 from llmpipe.files import CHUNK_BYTES
+
+# Of each file, to tell it from its neighbours: how many places, how much at each; fewer different bytes say nothing.
+_SAMPLES, _SAMPLE_BYTES, _CONSTANT = 8, 4096, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,42 @@ class FileSource:
         gather_into(whole, self.blocks_by_key[key], *as_rectangle(wanted), self._files)
         return whole
 
+    def add(self, key: str, block: Block, dtype: torch.dtype) -> None:
+        """Add a block; UserError if those before it are of another type."""
+        if (first := self.dtypes.setdefault(key, dtype)) != dtype:
+            raise UserError(
+                f"{block.file}: {block.name} is {dtype}, elsewhere {first}: copy or download all files again"
+            )
+        self.blocks_by_key[key].append(block)
+
+    def check_different(self) -> None:
+        """UserError if two files hold the same bytes: one was copied over the other, or was written twice."""
+        seen: dict[tuple[bytes, ...], Path] = {}
+        for file, places in self._largest_blocks().items():
+            with file.open("rb") as opened:
+                read = tuple(os.pread(opened.fileno(), _SAMPLE_BYTES, place) for place in places)
+            if all(len(set(piece)) < _CONSTANT for piece in read):  # zeros or ones, which may well be the same
+                continue
+            if (first := seen.setdefault(read, file)) != file:
+                raise UserError(
+                    f"{file} holds the same bytes as {first}, which is another rank's: one file is there twice, and"
+                    " another is missing: copy or download all again"
+                )
+
+    def _largest_blocks(self) -> dict[Path, list[int]]:
+        """The offsets of a few large blocks of each file."""
+        blocks = sorted(
+            (-block.rows * block.cols, str(block.file), block.offset, block.file)
+            for key in self.blocks_by_key
+            for block in self.blocks_by_key[key]
+            if layer_of(key) is not None  # the last rank may have fewer rows of the vocabulary
+        )
+        found: dict[Path, list[int]] = {}
+        for _, _, offset, file in blocks:
+            if len(places := found.setdefault(file, [])) < _SAMPLES:
+                places.append(offset)
+        return found
+
     def check_covered(self) -> None:
         """UserError unless each tensor's blocks cover it exactly; overlaps show as too many elements."""
         for key, row in self.table.items():
@@ -166,8 +205,10 @@ def same_bytes(one: StoredTensor, other: StoredTensor | None) -> bool:
         return False
     if (one.file, one.offset, one.strides) == (other.file, other.offset, other.strides):
         return True
+    if len(one.shape) not in (1, 2):
+        return False  # no tensor of a model: refused where the shapes are checked
     files, (rows, cols, _, _) = OpenFiles(), matrix(one)
-    at_once = max(1, CHUNK_BYTES // (cols * one.dtype.itemsize))
+    at_once = max(1, CHUNK_BYTES // max(1, cols * one.dtype.itemsize))
     for first in range(0, rows, at_once):
         part = slice(first, min(first + at_once, rows))
         both = [torch.empty(part.stop - first, cols, dtype=one.dtype) for _ in range(2)]

@@ -23,6 +23,7 @@ from llmpipe.files import atomic_directory
 from llmpipe.layout import Stages
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FLOATING = (*DTYPES.values(), torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def convert(
         hashes = write(Mover(source, hashed, allow_nonfinite), part, target)
         hashes |= grow.add_to_files(part, changes.tokens) if changes.tokens else {}
         kind = "checkpoint" if target.to == "hf" else target.to
-        return manifest.write(part, kind, came_from.result() | changes.described(), hashes)
+        return manifest.write(part, kind, came_from.result() | told.described() | changes.described(), hashes)
 
 
 def _opened(path: Path, told: Told, target: Target, changes: Changes) -> TensorSource:
@@ -98,6 +99,7 @@ def plan_convert(
 ) -> list[str]:
     """What `convert` would read and write, in lines."""
     source = _opened(path, told, target, changes)
+    check_output(path, output)
     tokenizer = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"] if tokenizer_files.find(path) else []
     others = [*{*carried.names(source.path), *(tokenizer if target.to == "hf" else []), manifest.NAME}]
     others += {"hf": ["config.json"], "meta": ["params.json"]}.get(target.to, [])
@@ -121,13 +123,17 @@ def shard(
     """Make rank files of a checkpoint or of other rank files, for tp ranks and these pipeline stages."""
     source = open_source(path)
     check_output(path, output)
-    with atomic_directory(output) as part:
-        return rank_files.write(Mover(source, hashed, allow_nonfinite), part, tp, stages)
+    with atomic_directory(output) as part, ThreadPoolExecutor(1) as beside:
+        intact = beside.submit(manifest.check if hashed else manifest.read, path)
+        made = rank_files.write(Mover(source, hashed, allow_nonfinite), part, tp, stages)
+        intact.result()
+        return made
 
 
 def plan_shard(path: Path, output: Path, tp: int, stages: Stages) -> list[str]:
     """What `shard` would read and write, in lines."""
     source = open_source(path)
+    check_output(path, output)
     others = [*carried.names(path), "config.json", manifest.NAME]
     return plan(source, detect(path), output, rank_files.targets(source, tp, stages), others)
 
@@ -143,15 +149,19 @@ def merge(path: Path, output: Path) -> manifest.Manifest:
 
 def check_floating(source: TensorSource) -> None:
     """UserError for quantized weights."""
-    whole = [f"{key} is {source.dtype(key)}" for key in source.keys() if not source.dtype(key).is_floating_point]  # noqa: SIM118
-    if whole:
-        raise UserError(f"{source.path} holds quantized weights, {whole[0]}: take the weights in bf16, fp16 or fp32")
+    other = [f"{key} is {source.dtype(key)}" for key in source.keys() if source.dtype(key) not in FLOATING]  # noqa: SIM118
+    if other:
+        raise UserError(f"{source.path} holds quantized weights, {other[0]}: take the weights in bf16, fp16 or fp32")
 
 
 def check_output(path: Path, output: Path) -> None:
     """UserError if writing `output` would take away the source or a directory that llmpipe did not make."""
     if path.resolve() == output.resolve() or output.resolve() in path.resolve().parents:
         raise UserError(f"--output {output} holds the source {path} and would replace it: name another directory")
+    if path.resolve() in output.resolve().parents:
+        raise UserError(f"--output {output} lies inside the source {path}, which is left as it is: name another place")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file, which a directory does not replace: name another place")
     if output.is_dir() and not (output / manifest.NAME).is_file():
         found = sorted(entry.name for entry in output.iterdir() if not entry.name.startswith("."))
         if found:

@@ -133,10 +133,9 @@ def _fill(source: FileSource, file: Path, arrays: dict[str, StoredArray]) -> Non
     for stored in tensors:
         if tied and stored.name == HEAD:
             continue
-        source.dtypes[stored.parts[0].key] = arrays[stored.name].dtype
         for cut, tensor in in_pieces(stored, arrays[stored.name]):
             for key, block in blocks_of(cut, tensor):
-                source.blocks_by_key[key].append(block)
+                source.add(key, block, tensor.dtype)
     source.check_covered()
     if tied and HEAD in arrays:
         _check_tied(source, file, arrays)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,7 @@ class HfSource(FileSource):
         self._check()
         for stored in hf_layout(self.family, shape):
             for key, block in blocks_of(stored, self._stored[stored.name]):
-                self.blocks_by_key[key].append(block)
-                self.dtypes[key] = self._stored[stored.name].dtype
+                self.add(key, block, self._stored[stored.name].dtype)
 
     def _check(self) -> None:
         derived = [name for name in self._stored if _DERIVED.fullmatch(name)]
@@ -131,8 +131,14 @@ def _copy_weights(mover: Mover, directory: Path) -> dict[str, str | None]:
     names = {name: name for name in files} if None not in files.values() else dict.fromkeys(files, "model.safetensors")
     if (source / stream.INDEX).is_file():
         names[stream.INDEX] = stream.INDEX
-    with progress("convert (copy)", sum((source / name).stat().st_size for name in names), "B") as shown:
-        return {new: copy_hashed(source / name, directory / new, shown) for name, new in names.items()}
+    total = sum((source / name).stat().st_size for name in names)
+    with progress("convert (copy)", total, "B") as shown, ThreadPoolExecutor(1) as beside:
+        finite = beside.submit(mover.check_finite, targets(mover.source))
+        hashes: dict[str, str | None] = {
+            new: copy_hashed(source / name, directory / new, shown) for name, new in names.items()
+        }
+        finite.result()
+    return hashes
 
 
 def targets(source: TensorSource, dtype: torch.dtype | None = None) -> dict[str, list[Filled]]:

@@ -59,8 +59,10 @@ def read(directory: Path) -> Manifest:
         )
     try:
         values = json.loads(path.read_text())
-        return Manifest(values["kind"], values["source"], values["files"], values["llmpipe"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = Manifest(values["kind"], dict(values["source"]), dict(values["files"]), values["llmpipe"])
+        _ = found.digest, [entry["bytes"] for entry in found.files.values()]  # whatever is read later
+        return found
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): run the stage that makes it again") from error
 
 
@@ -80,7 +82,10 @@ def check(directory: Path, part: int = 0, parts: int = 1) -> Manifest:
                 " it is truncated or was changed"
             )
         if entry["sha256"] and sha256(path) != entry["sha256"]:
-            raise UserError(f"{path} does not have the SHA-256 that {NAME} says: it was changed after it was made")
+            raise UserError(
+                f"{path} does not have the SHA-256 that {NAME} says: it was changed after it was made: make it"
+                f" again, or remove {NAME} where the change is meant"
+            )
     return manifest
 
 

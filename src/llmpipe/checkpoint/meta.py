@@ -18,7 +18,7 @@ from llmpipe.checkpoint.blocks import FileSource, StoredTensor, same_bytes
 from llmpipe.checkpoint.layouts import blocks_of
 from llmpipe.checkpoint.source import check_expected, check_tensors
 from llmpipe.checkpoint.stream import GET_AGAIN
-from llmpipe.checkpoint.torch_file import read_torch_file
+from llmpipe.checkpoint.torch_file import archive_name, read_torch_file
 from llmpipe.errors import UserError, nearest
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.files import read_json
@@ -42,8 +42,8 @@ def shard_files(path: Path) -> list[Path]:
     """consolidated.00.pth and on; UserError if one of the numbers is missing."""
     files = sorted(path.glob("consolidated.*.pth"))
     wanted = [path / meta_write.file_name(number) for number in range(len(files))]
-    if not files or files != wanted:
-        missing = sorted({file.name for file in wanted} - {file.name for file in files}) or ["consolidated.00.pth"]
+    if not files or files != wanted or not all(file.is_file() for file in files):
+        missing = [file.name for file in wanted if not file.is_file()] or ["consolidated.00.pth"]
         raise UserError(
             f"{path}: {', '.join(missing)} is missing beside {', '.join(f.name for f in files) or 'params.json'}:"
             " copy or download all shards"
@@ -101,6 +101,7 @@ class MetaSource(FileSource):
         super().__init__(path, shape, FAMILIES[shape.family].keys(shape))
         self._check_tensors(by_rows)
         self._add_blocks(by_rows)
+        self.check_different()
         if expected:
             check_expected(self.shape, expected, path)
 
@@ -126,7 +127,7 @@ class MetaSource(FileSource):
                 f"{self.path}: params.json says vocab_size {params['vocab_size']}, but tok_embeddings has {vocab} rows"
             )
         return Shape(
-            family="llama",
+            family="mistral" if expected and expected.family == "mistral" else "llama",  # one arithmetic, two names
             num_layers=params["n_layers"],
             hidden=params["dim"],
             num_heads=params["n_heads"],
@@ -180,8 +181,7 @@ class MetaSource(FileSource):
                     self._check_tied(shard, by_rows)
                 elif dims[stored.name] is not None or shard is self._first:  # the others hold copies
                     for key, block in blocks_of(stored, shard[stored.name]):
-                        self.blocks_by_key[key].append(block)
-                        self.dtypes[key] = shard[stored.name].dtype
+                        self.add(key, block, shard[stored.name].dtype)
 
     def _vocab(self) -> list[slice]:
         """Each shard's rows of the head."""
@@ -202,6 +202,9 @@ class MetaSource(FileSource):
 
 def _read(path: Path) -> dict[str, StoredTensor]:
     """A file's tensors by Meta's names; nothing in it is run (design decision 6)."""
+    saved = archive_name(path)
+    if re.fullmatch(r"consolidated\.\d\d", saved) and saved != path.stem:
+        raise UserError(f"{path} was saved as {saved}.pth: files are swapped or doubled: copy or download all again")
     state = read_torch_file(path)
     if not isinstance(state, dict) or not all(hasattr(value, "strides") for value in state.values()):
         raise UserError(f"{path} holds no table of tensors: use Meta's own file")

@@ -76,6 +76,13 @@ class Mover:
                 self._check_finite(stored, filled.dtype, first, out)
             yield out
 
+    def check_finite(self, files: dict[str, list[Filled]]) -> None:
+        """UserError if a tensor holds NaN or infinite values and they are not allowed; nothing is written."""
+        ring = _Ring()
+        for filled in [] if self.allow_nonfinite else [one for tensors in files.values() for one in tensors]:
+            for _ in self.windows(filled, ring):
+                pass
+
     def _moves(self, stored: Stored, dtype: torch.dtype, row_bytes: int) -> np.ndarray | None:
         """The helper's table for a whole stored tensor, ten numbers a move; None if it has to be computed."""
         moves: list[tuple[int, ...]] = []
@@ -133,8 +140,16 @@ class Mover:
                 f"{self.source.path}: NaN or infinite values: {stored.name}, which is made of"
                 f" {', '.join(sorted({part.key for part in stored.parts}))}, first in row"
                 f" {first + at * dtype.itemsize // _stored_rows(stored, dtype)[1]}: get the weights again,"
-                " or allow them with --allow-nonfinite"
+                f" or allow them with --allow-nonfinite{self._too_narrow(stored, dtype)}"
             )
+
+    def _too_narrow(self, stored: Stored, dtype: torch.dtype) -> str:
+        """A cast makes large values infinite, too."""
+        wider = [
+            part.key for part in stored.parts if torch.finfo(self.source.dtype(part.key)).max > torch.finfo(dtype).max
+        ]
+        name = str(dtype).removeprefix("torch.")
+        return f"; or leave out --dtype: {name} holds up to {torch.finfo(dtype).max:g}" if wider else ""
 
     def write(self, path: Path, segments: Segments, shown: Progress | None = None) -> str | None:
         """Write a file; returns its SHA-256, None if the mover takes none. It is not atomic by itself."""

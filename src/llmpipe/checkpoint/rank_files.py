@@ -3,8 +3,8 @@
 - `tp0-pp1.safetensors` holds the tensors of tp rank 0 on pipeline rank 1
 - keys are our names with global layer numbers (`layers.3.attention.q.weight`)
 - each tensor is the slice that `Tensor.slices` says; the vocabulary's true rows, the last rank may hold fewer
-- the header's metadata: {"tp": "2", "pp": "2", "checkpoint": digest, "format": "pt"}; "vp": "2" with virtual stages,
-  "layers": "15,17" with an uneven split
+- the header's metadata: {"tp": "2", "pp": "2", "rank": "tp0-pp1", "checkpoint": digest, "format": "pt"}; "vp": "2" with
+  virtual stages, "layers": "15,17" with an uneven split
 - an embedding that is also the head is on the first and on the last pipeline rank
 - beside them config.json, the tokenizer's files and manifest.json, which names the checkpoint's digest
 """
@@ -56,10 +56,12 @@ def write(mover: Mover, directory: Path, tp: int, stages: Stages) -> manifest.Ma
     """Split a checkpoint, or rank files of another layout, into finished rank files."""
     source = mover.source
     digest = checkpoint_digest(source.path)
-    header = _metadata(tp, stages, {"checkpoint": digest})
     files = targets(source, tp, stages)
     with progress("shard", sum(tensor.bytes for tensors in files.values() for tensor in tensors), "B") as shown:
-        segments = {directory / name: safetensors_file(tensors, header) for name, tensors in files.items()}
+        segments = {
+            directory / name: safetensors_file(tensors, _metadata(tp, stages, name, {"checkpoint": digest}))
+            for name, tensors in files.items()
+        }
         hashes = write_files(mover, segments, shown)
     return finish(directory, source.path, "rank_files", {"path": str(source.path), "checkpoint": digest}, hashes)
 
@@ -79,7 +81,8 @@ def write_rank(
     """
     entries = [stream.Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()]
     path = directory / file_name(tp_rank, pp_rank)
-    return stream.write_file(path, entries, lambda key: tensors[key].detach().cpu(), _metadata(tp, stages, metadata))
+    header = _metadata(tp, stages, path.name, metadata)
+    return stream.write_file(path, entries, lambda key: tensors[key].detach().cpu(), header)
 
 
 def finish(
@@ -94,13 +97,18 @@ def finish(
 def checkpoint_digest(path: Path) -> str:
     """The digest of the checkpoint whose tensors lie here: for rank files, of what they were made of."""
     found = manifest.read(path)
-    return found.source["checkpoint"] if found.kind == "rank_files" else found.digest
+    if found.kind != "rank_files":
+        return found.digest
+    if not isinstance(digest := found.source.get("checkpoint"), str):
+        raise UserError(f"{path / manifest.NAME} does not say the checkpoint's digest: shard the checkpoint again")
+    return digest
 
 
-def _metadata(tp: int, stages: Stages, more: dict[str, str]) -> dict[str, str]:
+def _metadata(tp: int, stages: Stages, name: str, more: dict[str, str]) -> dict[str, str]:
     virtual = {"vp": str(stages.vp)} if stages.vp > 1 else {}
     uneven = {"layers": ",".join(map(str, stages.layers))} if stages.layers else {}
-    return more | {"tp": str(tp), "pp": str(stages.pp)} | virtual | uneven | {"format": "pt"}
+    rank = name.removesuffix(".safetensors")
+    return more | {"tp": str(tp), "pp": str(stages.pp), "rank": rank} | virtual | uneven | {"format": "pt"}
 
 
 def read_layout(path: Path) -> tuple[int, Stages]:
@@ -121,6 +129,7 @@ class RankFilesSource(FileSource):
         shape = from_hf_config(read_json(config, "shard the checkpoint again"), str(config))
         super().__init__(path, shape, FAMILIES[shape.family].keys(shape))
         self.tp, self.stages = read_layout(path / file_name(0, 0))
+        self._checkpoint = stream.read_header(path / file_name(0, 0))[1].get("checkpoint")
         self._regions: set[tuple[str, str]] = set()
         for name, tensors in layout(shape, self.tp, self.stages).items():
             self._add_file(path / name, tensors)
@@ -139,11 +148,29 @@ class RankFilesSource(FileSource):
                 f"{path} is of tp{tp}-{stages.name}, but {file_name(0, 0)} beside it is of"
                 f" tp{self.tp}-{self.stages.name}: shard the checkpoint again"
             )
-        held, _ = stream.read_header(path)
+        held, metadata = stream.read_header(path)
         check_tensors(path, {one.name: one.shape for one in tensors}, {name: t.shape for name, t in held.items()})
+        self._check_origin(path, metadata)
         for one in tensors:
-            self.dtypes[one.name] = held[one.name].dtype
+            self.dtypes.setdefault(one.name, held[one.name].dtype)
+            if self.dtypes[one.name] != held[one.name].dtype:
+                raise UserError(
+                    f"{path}: {one.name} is {held[one.name].dtype}, elsewhere {self.dtypes[one.name]}: shard the"
+                    " checkpoint again"
+                )
             region = (one.name, str([(part.rows, part.cols) for part in one.parts]))
             if region not in self._regions:
                 self._regions.add(region)
                 self.blocks_by_key[one.name] += [block for _, block in blocks_of(one, held[one.name])]
+
+    def _check_origin(self, path: Path, metadata: dict[str, str]) -> None:
+        """The file is of the rank that its name says, and of the checkpoint that the others are of."""
+        if metadata.get("rank", path.stem) != path.stem:
+            raise UserError(
+                f"{path} is the file of rank {metadata['rank']} under another's name: shard the checkpoint again"
+            )
+        if metadata.get("checkpoint") != self._checkpoint:
+            raise UserError(
+                f"{path} is of the checkpoint {metadata.get('checkpoint')}, but {file_name(0, 0)} beside it is of"
+                f" {self._checkpoint}: shard the checkpoint again"
+            )

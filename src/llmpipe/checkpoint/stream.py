@@ -15,6 +15,7 @@ Many files make one model with model.safetensors.index.json:
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,10 +151,9 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
 def _table(path: Path, header: bytes) -> dict[str, Any]:
     try:
         pairs: list[tuple[str, Any]] = json.loads(header, object_pairs_hook=list)
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
         if twice:
-            raise UserError(f"{path} lists the tensor {twice} twice: {GET_AGAIN}")
+            raise UserError(f"{path} lists the tensor {twice[0]} twice: {GET_AGAIN}")
         return {name: dict(value) for name, value in pairs}
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):

@@ -6,6 +6,7 @@ storage, and the storages' bytes as uncompressed records `NAME/data/KEY`
 """
 
 import math
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def read_torch_file(path: Path, stand_ins: bool = False, start: int = 0, size: i
         records = read_records(file, path, start, size)
         base = _base(records, path)
         _check_byte_order(file, records.get(f"{base}/byteorder"), path)
-        data = _bytes(file, records[f"{base}/data.pkl"])
+        data = _pickle(file, path, records, f"{base}/data.pkl")
 
     def storage(key: Any) -> _Storage:
         kind, dtype, name, _, numel = key  # the location, a device, does not matter
@@ -66,6 +67,13 @@ def read_torch_file(path: Path, stand_ins: bool = False, start: int = 0, size: i
         return _Storage(path, record, dtype, numel)
 
     return read_inert(data, path, find(NAMES, stand_ins), storage)
+
+
+def archive_name(path: Path) -> str:
+    """The folder inside the archive: the file's name, without its suffix, when torch.save wrote it; else "archive"."""
+    with path.open("rb") as file:
+        _check_kind(file, path, 0)
+        return _base(read_records(file, path), path)
 
 
 def read_inert(
@@ -154,6 +162,14 @@ def _check_byte_order(file: IO[bytes], record: Record | None, path: Path) -> Non
         raise UserError(
             f"{path} was written with byte order {found[:16]!r}, expected little: save it again on x86 or ARM"
         )
+
+
+def _pickle(file: IO[bytes], path: Path, records: dict[str, Record], name: str) -> bytes:
+    """The pickled object: a bit flipped in it can swap two tensors, so its checksum is always looked at."""
+    data = _bytes(file, records[name])
+    if any(record.crc for record in records.values()) and zlib.crc32(data) != records[name].crc:
+        raise UserError(f"{path} is damaged (the checksum of {name} differs): copy or download it again")
+    return data
 
 
 def _bytes(file: IO[bytes], record: Record) -> bytes:

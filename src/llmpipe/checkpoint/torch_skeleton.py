@@ -1,7 +1,7 @@
 """Files of torch.save whose tensors are holes, to be filled in place: no tensor is ever in memory.
 
-The records are those that torch's own writer makes: `archive/data.pkl` in protocol 2, `archive/byteorder`, one
-`archive/data/KEY` for each storage at a multiple of 64 bytes, `archive/version`.
+The records are those that torch's own writer makes, in a folder of the file's name without its suffix: `data.pkl` in
+protocol 2, `byteorder`, one `data/KEY` for each storage at a multiple of 64 bytes, `version`.
 """
 
 import math
@@ -37,7 +37,7 @@ def write_skeleton(path: Path, tree: Any) -> dict[str, StoredTensor]:
     The tree is of dicts, lists, tuples, Namespaces and plain values; what is not a meta tensor is written with its
     bytes. A tensor that is in it twice is stored once. Nothing else may be at `path` or read it before `seal`.
     """
-    entries = _entries(tree)
+    entries = _entries(tree, path.stem)
     with path.open("wb") as file:
         for entry in entries:
             entry.write(file)
@@ -118,17 +118,17 @@ def _write_directory(file: IO[bytes], entries: list[_Entry]) -> None:
     file.write(struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, short, short, len(table), min(start, _MAX32), 0))
 
 
-def _entries(tree: Any) -> list[_Entry]:
-    """The records of a tree, in torch's order."""
+def _entries(tree: Any, base: str) -> list[_Entry]:
+    """The records of a tree, in torch's order, in a folder of the archive."""
     data = BytesIO()
     pickler = _Pickler(data, protocol=2)
     pickler.dump(tree)
     storages = [
-        _Entry(f"archive/data/{key}", math.prod(tensor.shape) * tensor.dtype.itemsize, _bytes(tensor))
+        _Entry(f"{base}/data/{key}", math.prod(tensor.shape) * tensor.dtype.itemsize, _bytes(tensor))
         for key, tensor in enumerate(pickler.tensors)
     ]
     small = {"data.pkl": data.getvalue(), "byteorder": b"little", "version": b"3\n"}
-    first, order, version = (_Entry(f"archive/{name}", len(value), value) for name, value in small.items())
+    first, order, version = (_Entry(f"{base}/{name}", len(value), value) for name, value in small.items())
     return [first, order, *storages, version]
 
 

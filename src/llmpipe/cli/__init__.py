@@ -26,6 +26,9 @@ _ELSEWHERE = "name another place"
 _PLACES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
+    errno.EFBIG: "raise the limit (ulimit -f), or name a place whose file system holds larger files",
+    errno.EIO: "the disk itself fails: read or write it elsewhere",
+    errno.EMFILE: "raise the limit (ulimit -n), then run this again",
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
     errno.EROFS: _ELSEWHERE,

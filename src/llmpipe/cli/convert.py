@@ -25,9 +25,8 @@ DIALECTS = ("mcore", "legacy", "epf", "ali", "mfz")
 @click.option(
     "--dialect",
     type=click.Choice(DIALECTS),
-    default="mcore",
-    show_default=True,
-    help="Of --to megatron: Megatron-LM's (mcore, legacy), Megatron-LLM's (epf), alibaba's, MinfanZhao's.",
+    help="Of --to megatron: Megatron-LM's (mcore, legacy), Megatron-LLM's (epf), alibaba's, MinfanZhao's.  "
+    "[default: mcore]",
 )
 @click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks to split over.")
 @click.option("--pp", type=click.IntRange(min=1), default=1, show_default=True, help="Pipeline ranks of megatron.")
@@ -60,7 +59,7 @@ def command(
     source: Path,
     output: Path,
     to: str,
-    dialect: str,
+    dialect: str | None,
     tp: int,
     pp: int,
     vp: int,
@@ -88,12 +87,17 @@ def command(
     from llmpipe.checkpoint import convert
     from llmpipe.checkpoint.changes import Changes
     from llmpipe.checkpoint.formats import Told
+    from llmpipe.errors import UserError
     from llmpipe.families import named_size
     from llmpipe.layout import Stages, parse_layers
 
+    if dialect and to != "megatron":
+        raise UserError(
+            f"--dialect {dialect} is one of --to megatron, not of --to {to}: name the format, or leave it out"
+        )
     told = Told(named_size(shape) if shape else None, source_dialect, vocab)
     cast = convert.DTYPES[dtype] if dtype else None
-    target = convert.Target(to, dialect, tp, Stages(pp, vp, parse_layers(pp_layers)), cast)  # type: ignore[arg-type]
+    target = convert.Target(to, dialect or "mcore", tp, Stages(pp, vp, parse_layers(pp_layers)), cast)  # type: ignore[arg-type]
     changes = Changes(adapter, tokens, new_rows)  # type: ignore[arg-type]
     if dry_run:
         click.echo("\n".join(convert.plan_convert(source, output, target, told, changes)))

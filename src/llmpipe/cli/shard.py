@@ -18,9 +18,18 @@ from llmpipe.cli import with_log
 @click.option("--pp-layers", metavar="N,N,...", help="Layers of each stage, where the split is uneven: 15,17.")
 @click.option("--no-hash", is_flag=True, help="Take no SHA-256 of the weights: faster, and nothing can check them.")
 @click.option("--allow-nonfinite", is_flag=True, help="Write NaN and infinite values instead of refusing them.")
+@click.option("--dry-run", is_flag=True, help="Print every tensor's route, the disk and the time needed, and stop.")
 @with_log
 def command(
-    source: Path, tp: int, pp: int, output: Path, vp: int, pp_layers: str | None, no_hash: bool, allow_nonfinite: bool
+    source: Path,
+    tp: int,
+    pp: int,
+    output: Path,
+    vp: int,
+    pp_layers: str | None,
+    no_hash: bool,
+    allow_nonfinite: bool,
+    dry_run: bool,
 ) -> None:
     """Split a checkpoint, or rank files of another layout, into one file for each of tp x pp ranks.
 
@@ -28,7 +37,11 @@ def command(
     Example:
       llmpipe shard results/models/tiny_llama/checkpoint --tp 2 --pp 2 --output scratch/tp2-pp2
     """
-    from llmpipe.checkpoint.convert import shard
+    from llmpipe.checkpoint.convert import plan_shard, shard
     from llmpipe.layout import Stages, parse_layers
 
-    shard(source, output, tp, Stages(pp, vp, parse_layers(pp_layers)), not no_hash, allow_nonfinite)
+    stages = Stages(pp, vp, parse_layers(pp_layers))
+    if dry_run:
+        click.echo("\n".join(plan_shard(source, output, tp, stages)))
+    else:
+        shard(source, output, tp, stages, not no_hash, allow_nonfinite)

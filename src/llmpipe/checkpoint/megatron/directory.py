@@ -1,6 +1,7 @@
 """Which files of a Megatron directory hold which rank: root, release or iter_NNNNNNN, mp_rank_TT[_PPP]."""
 
 import re
+from itertools import islice
 from pathlib import Path
 
 from llmpipe.checkpoint import distcp
@@ -38,7 +39,8 @@ def iteration_folder(path: Path) -> Path:
             " the folder itself"
         )
     text = (path / TRACKER).read_text(errors="replace").strip()
-    folder = path / ("release" if text == "release" else f"iter_{int(text):07d}" if text.isdecimal() else "none")
+    number = f"iter_{int(text):07d}" if re.fullmatch(r"\d{1,18}", text) else "none"
+    folder = path / ("release" if text == "release" else number)
     if not folder.is_dir():
         raise UserError(f"{path / TRACKER} says {text[:40]!r}, but {folder.name} is no folder beside it: {_AGAIN}")
     return folder
@@ -79,7 +81,7 @@ def _check_grid(folder: Path, found: dict[tuple[int, int], Path]) -> None:
     if not found:
         raise UserError(f"{folder} holds no mp_rank_TT[_PPP]/{FILES[0]}: {_AGAIN}")
     tp, pp = (max(rank[which] for rank in found) + 1 for which in (0, 1))
-    missing = [(t, p) for p in range(pp) for t in range(tp) if (t, p) not in found]
-    if missing:
-        listed = ", ".join(f"tp {t}, pp {p}" for t, p in missing[:8])
+    missing = ((t, p) for p in range(pp) for t in range(tp) if (t, p) not in found)
+    if len(found) < tp * pp:
+        listed = ", ".join(f"tp {t}, pp {p}" for t, p in islice(missing, 8))
         raise UserError(f"{folder} has files of tp {tp} x pp {pp} ranks, but not of {listed}: {_AGAIN}")

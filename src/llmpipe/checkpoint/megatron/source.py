@@ -47,6 +47,7 @@ class MegatronSource(FileSource):
             for item in placed:
                 self._add(opened, place, item)
         self.check_covered()
+        self.check_different()
 
     def _check(self, opened: Opened, place: Place, placed: list[Placed]) -> None:
         found = opened.places[place]
@@ -62,9 +63,7 @@ class MegatronSource(FileSource):
             return
         for rows, cols, tensor in found.pieces:
             for key, block in blocks_of(cut_out(item.stored, rows, cols), tensor):
-                self.blocks_by_key[key].append(block)
-                if self.dtypes.setdefault(key, tensor.dtype) != tensor.dtype:
-                    raise UserError(f"{found.file}: {item.stored.name} is {tensor.dtype}, elsewhere {self.dtypes[key]}")
+                self.add(key, block, tensor.dtype)
 
     def _check_copy(self, found: Found, first: Found, name: str) -> None:
         pairs = zip(found.pieces, first.pieces, strict=True)
