@@ -149,6 +149,11 @@ def test_only_asked_for_files_are_read(config: Path) -> None:
     assert project.run("llama2_7b").recipe == "llama2"
 
 
+def test_what_is_told_of_a_source_becomes_options_of_convert(config: Path) -> None:
+    (config / "models/mine.yaml").write_text("source: megatron/run\ndialect: epf\nvocab: 32005\n")
+    assert project.convert_options("mine") == "--source-dialect epf --vocab 32005"
+
+
 def test_added_tokens_become_options_of_convert(config: Path) -> None:
     assert project.convert_options("llama2_7b") == "--shape llama2_7b"
     text = """source: weights/mine\nadded_tokens: ["<|im_start|>", "it's"]\nnew_rows: zeros\n"""

@@ -21,10 +21,14 @@ class Model:
     """config/models/NAME.yaml: what weights."""
 
     source: str
-    """The weights as they came: a directory with Meta's files (consolidated.*.pth, params.json) or Hugging Face's, or
-    hf://ORG/NAME@REV, which is fetched to results/models/NAME/source."""
+    """The weights as they came: a directory of Hugging Face's, Meta's (consolidated.*.pth, params.json), any Megatron's
+    or EasyLM's, or hf://ORG/NAME@REV, which is fetched to results/models/NAME/source."""
     shape: str | None = None
     """A row of the family's size table: used where the source has no config, else checked against it."""
+    dialect: str | None = None
+    """The fork of a Megatron directory (mcore, legacy, epf, epf-old, ali, mfz), where its files leave it in doubt."""
+    vocab: int | None = None
+    """The true rows of a Megatron directory's padded vocabulary, where its files do not say them."""
     added_tokens: list[str] = field(default_factory=list)
     """Tokens that convert adds to the vocabulary, as ["<|im_start|>", "<|im_end|>"]; those that are there stay."""
     new_rows: Literal["mean", "zeros"] = "mean"

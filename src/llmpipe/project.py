@@ -76,6 +76,8 @@ def convert_options(name: str) -> str:
     """The options of `llmpipe convert` that a model's file decides."""
     found = model(name)
     options = [f"--shape {found.shape}"] if found.shape else []
+    options += [f"--source-dialect {found.dialect}"] if found.dialect else []
+    options += [f"--vocab {found.vocab}"] if found.vocab else []
     options += [f"--add-token {quote(token)}" for token in found.added_tokens]
     return " ".join(options + ([f"--new-rows {found.new_rows}"] if found.added_tokens else []))
 
