@@ -167,8 +167,8 @@ int64_t first_with_exponent(const uint8_t* data, size_t count, T exponent) {
   for (size_t start = 0; start < count; start += BLOCK) {
     const size_t size = std::min(BLOCK, count - start);
     std::memcpy(block.data(), data + start * sizeof(T), size * sizeof(T));
-    unsigned found = 0;
-    for (size_t k = 0; k < size; ++k) found |= (block[k] & exponent) == exponent;
+    T found = 0;  // of the elements' own size, so that the compiler compares many at once
+    for (size_t k = 0; k < size; ++k) found |= static_cast<T>((block[k] & exponent) == exponent ? ~T{0} : T{0});
     for (size_t k = 0; found && k < size; ++k)
       if ((block[k] & exponent) == exponent) return static_cast<int64_t>(start + k);
   }
