@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from twins import HEADS, KV_HEADS, edit, edit_config, interleave, make_hf, make_meta
+from twins import HEADS, KV_HEADS, VOCAB, edit, edit_config, interleave, make_hf, make_meta
 
 from llmpipe.errors import UserError
+from llmpipe.verify.compare import probe
 from llmpipe.verify.gate import verify
 
 
@@ -106,25 +107,37 @@ def rolled_embedding(tensors):
 
 
 @pytest.mark.parametrize(
-    ("mistake", "where"),
+    ("mistake", "where", "by_bytes"),
     [
-        (unpermuted, "layer 0"),
-        (permuted_v, "layer 0"),
-        (k_with_query_heads, "layer 0"),
-        (swapped_gate_up, "layer 2"),
-        (swapped_norms, "layer 2"),
-        (swapped_layers, "layer 1"),
-        (rolled_head, "head"),
-        (rolled_embedding, "embedding"),
+        (unpermuted, "layer 0", False),
+        (permuted_v, "layer 0", False),
+        (k_with_query_heads, "layer 0", False),
+        (swapped_gate_up, "layer 2", False),
+        (swapped_norms, "layer 2", False),
+        (swapped_layers, "layer 1", True),
+        (rolled_head, "head", True),
+        (rolled_embedding, "embedding", True),
     ],
 )
-def test_misplaced_rows_are_found(twins, checkpoint, mistake, where):
+def test_misplaced_rows_are_found(twins, checkpoint, mistake, where, by_bytes):
     edit(checkpoint, mistake)
     card, message = refused(checkpoint, twins[1])
     assert card["first_difference"].startswith(where + " ")
     assert f"first at {where} " in message
     failed = {check["name"] for check in card["checks"] if check["verdict"] == "fail"}
-    assert "largest logit difference" in failed and "tensors without a partner" not in failed
+    assert "largest logit difference" in failed and ("tensors without a partner" in failed) == by_bytes
+
+
+def test_two_rows_of_the_embedding_that_the_probe_does_not_touch_are_found_by_the_bytes(twins, checkpoint):
+    unused = sorted(set(range(VOCAB)) - set(probe(VOCAB, 512)[0].flatten().tolist()))[:2]
+    assert len(unused) == 2
+    edit(checkpoint, lambda tensors: swap_rows(tensors["model.embed_tokens.weight"], *unused))
+    card, message = refused(checkpoint, twins[1])
+    assert card["first_difference"] == "tok_embeddings.weight" and "logit" not in message
+
+
+def swap_rows(tensor, one, other):
+    tensor[[one, other]] = tensor[[other, one]]
 
 
 def test_a_changed_weight_is_found_by_the_bytes_even_where_logits_hardly_move(twins, checkpoint):

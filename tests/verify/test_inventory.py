@@ -1,9 +1,9 @@
-"""Fingerprints: equal for the same rows in any order, and for nothing else."""
+"""Fingerprints: equal for the same rows in their order or the other rotary one, and for nothing else."""
 
 import pytest
 import torch
 
-from llmpipe.verify.inventory import fingerprint, largest_rounding, lossy
+from llmpipe.verify.inventory import fingerprint, largest_rounding, layer_number, lossy, rotary_fingerprints
 from llmpipe.verify.memory import _group_limits
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -18,8 +18,30 @@ def same(one, other):
     return fingerprint(one, one.dtype) == fingerprint(other, one.dtype)
 
 
-def test_the_order_of_rows_does_not_matter(matrix):
-    assert same(matrix, matrix[torch.randperm(50, generator=torch.Generator().manual_seed(2))])
+def interleaved(matrix, head_dim):
+    half = head_dim // 2
+    order = [
+        head + i + which * half for head in range(0, len(matrix), head_dim) for i in range(half) for which in (0, 1)
+    ]
+    return matrix[order]
+
+
+def test_the_order_of_rows_matters_but_for_the_rotary_one(matrix):
+    own = fingerprint(matrix, matrix.dtype)
+    for head_dim in (2, 10, 50):
+        turned = interleaved(matrix, head_dim)
+        assert own in rotary_fingerprints(turned, matrix.dtype, head_dim)
+        assert fingerprint(turned, matrix.dtype) in rotary_fingerprints(matrix, matrix.dtype, head_dim)
+    swapped = matrix[[1, 0, *range(2, 50)]]
+    others = [fingerprint(swapped, matrix.dtype), *rotary_fingerprints(interleaved(matrix, 50), matrix.dtype, 10)]
+    assert own not in [*others, *rotary_fingerprints(swapped, matrix.dtype, 10)]
+
+
+def test_the_layer_stands_in_the_name_in_every_format():
+    names = ["model.layers.12.mlp.up_proj.weight", "transformer.h.12.ln_attn.bias", "layers.12.attention.wq.weight",
+             "transformer/h/12/ffn_norm/kernel", "language_model.encoder.layers.12.input_layernorm.weight"]  # fmt: skip
+    assert {layer_number(name) for name in names} == {12}
+    assert layer_number("model.embed_tokens.weight") is None and layer_number("transformer/ln_f/kernel") is None
 
 
 def test_everything_else_does(matrix):
@@ -29,7 +51,7 @@ def test_everything_else_does(matrix):
     moved[[0, 1], 2] = moved[[1, 0], 2]  # the values of a column, in other rows
     twice = matrix.clone()
     twice[1] = twice[0]
-    for other in (nearest, moved, twice, matrix.flip(1), matrix[:-1], matrix.view(25, 24), -matrix):
+    for other in (nearest, moved, twice, matrix.flip(1), matrix[:-1], matrix.view(25, 24), -matrix, matrix.flip(0)):
         assert not same(matrix, other)
 
 

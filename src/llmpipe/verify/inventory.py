@@ -1,10 +1,13 @@
 """Bytes accounted for: every tensor of the source is found once on the other side, whatever it is called there.
 
-No table of names is used. A tensor's fingerprint is the sum, modulo 2^64, of a hash of each of its rows: equal for two
-tensors that hold the same rows bit for bit in any order, which is all that the formats differ in (the rotary permute
-moves whole rows). Order and place are the forward's business.
+No table of names is used, but for the layer's number, which stands in a tensor's name in every format. A fingerprint
+is a hash of a tensor's rows, bit for bit and in their order. The formats differ in one order alone, the rotary one: a
+partner may have each head's rows half after half where the source has them as neighbours. Which of both is right, and
+which of a layer's tensors is which, is the forward's business.
 """
 
+import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +30,9 @@ class Inventory(Protocol):
 
 
 Print = tuple[tuple[int, ...], int]
+_Found = dict[tuple[int | None, torch.dtype, Print], list[str]]
+"""The subject's names by layer, stored type and fingerprint."""
+_LAYER = re.compile(r"\b(?:layers|h)[./](\d+)[./]")
 _MIX = 0x2545F4914F6CDD1D
 _CHUNK = 1 << 22
 _BITS = {
@@ -38,16 +44,46 @@ _BITS = {
 
 
 def fingerprint(tensor: torch.Tensor, dtype: torch.dtype) -> Print:
-    """The tensor's shape, and a hash of its rows as `dtype` whatever their order; a vector is one row."""
+    """The tensor's shape, and a hash of its rows as `dtype` in their order; a vector is one row."""
+    return tuple(tensor.shape), _ordered(row_hashes(tensor, dtype))
+
+
+def rotary_fingerprints(tensor: torch.Tensor, dtype: torch.dtype, head_dim: int) -> list[Print]:
+    """Its fingerprint, and those with each head's rows in the other rotary order, which may be on either side."""
+    rows = row_hashes(tensor, dtype)
+    orders = [rows]
+    if tensor.ndim == 2 and head_dim % 2 == 0 and len(rows) % head_dim == 0:
+        heads = rows.view(-1, head_dim)  # (H, D)
+        orders += [heads.unflatten(1, sizes).transpose(1, 2).flatten() for sizes in ((-1, 2), (2, -1))]
+    return [(tuple(tensor.shape), _ordered(order)) for order in orders]
+
+
+def row_hashes(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A hash of each row as `dtype`, (rows,) int64."""
     rows = tensor if tensor.ndim > 1 else tensor[None]
-    generator = torch.Generator().manual_seed(rows.shape[1])
-    odd = torch.randint(-(1 << 62), 1 << 62, (rows.shape[1],), generator=generator) | 1
-    total = 0
+    odd = _odd(rows.shape[1])
+    found = []
     for part in rows.split(max(1, _CHUNK // rows.shape[1])):
         bits = part.to(dtype).contiguous().view(_BITS[dtype]).to(torch.int64)  # (rows, columns)
         sums = (bits * odd).sum(1)  # wraps at 64 bits, as a hash may
-        total += int(((sums ^ (sums >> 29)) * _MIX).sum())
-    return tuple(tensor.shape), total % (1 << 64)
+        found.append((sums ^ (sums >> 29)) * _MIX)
+    return torch.cat(found)
+
+
+def _ordered(hashes: torch.Tensor) -> int:
+    return int((hashes * _odd(len(hashes))).sum()) % (1 << 64)
+
+
+def _odd(count: int) -> torch.Tensor:
+    """Fixed odd numbers."""
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(-(1 << 62), 1 << 62, (count,), generator=generator) | 1
+
+
+def layer_number(name: str) -> int | None:
+    """The layer in a tensor's name, in any format; None outside the layers."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
 
 
 def storage_types(side: Inventory) -> Counter[torch.dtype]:
@@ -70,18 +106,20 @@ def rounded_to(reference: Inventory, subject: Inventory) -> torch.dtype | None:
 def inventory_checks(reference: Inventory, subject: Inventory) -> Findings:
     """The rows of the card on the bytes, and the first tensor that has no partner."""
     names, stored = subject.names(), storage_types(subject)
-    found: dict[tuple[torch.dtype, Print], list[str]] = {}
+    head_dim = int(next((side["head size"] for side in _settings(reference, subject) if "head size" in side), 1))
+    found: _Found = {}
     elements, rounding, missing = [0, 0], 0.0, []
     with progress("verify", len(names) + len(reference.names()), "tensors") as shown:
         for name in names:
             tensor = subject.read(name)
             elements[1] += tensor.numel()
-            found.setdefault((tensor.dtype, fingerprint(tensor, tensor.dtype)), []).append(name)
+            place = (layer_number(name), tensor.dtype, fingerprint(tensor, tensor.dtype))
+            found.setdefault(place, []).append(name)
             shown.add(1, name)
         for name in reference.names():
             tensor = reference.read(name)
             elements[0] += tensor.numel()
-            dtype = _take_partner(tensor, found, stored)
+            dtype = _take_partner(layer_number(name), tensor, found, stored, head_dim)
             if dtype is None:
                 missing.append(name)
             else:
@@ -91,20 +129,24 @@ def inventory_checks(reference: Inventory, subject: Inventory) -> Findings:
     return [
         at_most("parameters", abs(elements[0] - elements[1]), 0, f"{elements[1]:,}, the source has {elements[0]:,}"),
         at_most("tensors without a partner", len(missing) + len(left), 0, _unmatched(len(names), missing, left)),
-        Check("storage", rounding, None, "pass", _storage(storage_types(reference), stored)),
+        _storage_check(rounding, _storage(storage_types(reference), stored)),
     ], next(iter(missing + left), None)
 
 
 def _take_partner(
-    tensor: torch.Tensor, found: dict[tuple[torch.dtype, Print], list[str]], stored: Counter[torch.dtype]
+    layer: int | None, tensor: torch.Tensor, found: _Found, stored: Counter[torch.dtype], head_dim: int
 ) -> torch.dtype | None:
     """Strike out one tensor of the subject that holds these rows, and return its type; its own type is tried first."""
     for dtype in sorted(stored, key=lambda dtype: dtype != tensor.dtype):
-        partners = found.get((dtype, fingerprint(tensor, dtype)), [])
-        if partners:
-            partners.pop(0)
-            return dtype
+        for hashed in rotary_fingerprints(tensor, dtype, head_dim):
+            if partners := found.get((layer, dtype, hashed), []):
+                partners.pop(0)
+                return dtype
     return None
+
+
+def _settings(*sides: Inventory) -> list[dict[str, float | str]]:
+    return [side.hyper_parameters() for side in sides]
 
 
 def largest_rounding(tensor: torch.Tensor, stored: torch.dtype) -> float:
@@ -118,10 +160,17 @@ def largest_rounding(tensor: torch.Tensor, stored: torch.dtype) -> float:
 
 def _unmatched(count: int, missing: list[str], left: list[str]) -> str:
     if not missing and not left:
-        return f"each of {count} tensors holds the rows of one of the source's, bit for bit as stored"
+        return f"each of {count} tensors holds the rows of one of the source's in its layer, bit for bit as stored"
     parts = [f"{what} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" for what, names in
              (("of the source alone:", missing), ("not of the source:", left)) if names]  # fmt: skip
     return "rows compared bit for bit; " + "; ".join(parts)
+
+
+def _storage_check(rounding: float, detail: str) -> Check:
+    """No limit but one: a value that its new type cannot hold is lost."""
+    if math.isfinite(rounding):
+        return Check("storage", rounding, None, "pass", detail)
+    return Check("storage", None, None, "fail", f"{detail}; values are not finite in it: take bf16 or fp32")
 
 
 def _storage(sources: Counter[torch.dtype], stored: Counter[torch.dtype]) -> str:
