@@ -42,7 +42,8 @@ def from_hf_config(config: dict[str, Any], where: str = "config.json") -> Shape:
     if not isinstance(config, dict):
         raise UserError(f"{where} is no table of keys: copy or download it again")
     architectures = {family.architecture: family for family in FAMILIES.values()}
-    architecture = (config.get("architectures") or ["none"])[0]
+    listed = config.get("architectures")
+    architecture = str(listed[0]) if isinstance(listed, list) and listed else "none"
     family = architectures.get(_OLD_ARCHITECTURES.get(architecture, architecture))
     if family is None:
         raise UserError(f"{where}: architecture {architecture!r}: llmpipe knows {', '.join(architectures)}")

@@ -8,6 +8,8 @@ from llmpipe.errors import UserError
 from llmpipe.layout import Stages, check_split, chunk, kv_chunk
 
 ONE_STAGE = Stages()
+# Beyond every model, and before the tables of tensors fill the memory.
+_MOST = {"num_layers": 10_000}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +47,16 @@ class Shape:
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim", "ffn", "vocab", "max_positions"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} is {value!r}, but has to be a whole number from 1 on")
-        for name in ("norm_eps", "rope_theta"):
+            limit = _MOST.get(name, 1 << 31)
+            if type(value) is not int or not 1 <= value <= limit:
+                raise UserError(f"{name} is {value!r}, but has to be a whole number from 1 on, {limit} at most")
+        for name, limit in (("norm_eps", 1), ("rope_theta", math.inf)):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise UserError(f"{name} is {value!r}, but has to be a number above 0")
+            if type(value) not in (int, float) or not 0 < value < limit:
+                raise UserError(f"{name} is {value!r}, but has to be a number above 0{' and below 1' * (limit == 1)}")
+        for name in ("tie_embeddings", "qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
+            if type(getattr(self, name)) is not bool:
+                raise UserError(f"{name} is {getattr(self, name)!r}, but has to be true or false")
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads evenly")
 

@@ -1,5 +1,6 @@
 """The rotary settings of config.json: theta and the kinds of scaling, in the keys of transformers 4 and 5."""
 
+import math
 from typing import Any
 
 from llmpipe.errors import UserError, nearest
@@ -21,7 +22,10 @@ KINDS = {
 
 def read_rope(config: dict[str, Any], where: str) -> dict[str, Any]:
     """`Shape`'s rope_theta and rope_scaling; UserError for a kind or a key that the decoder does not compute."""
-    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{where}: the rope scaling is {settings!r}, no table of keys: copy or download it again")
+    settings = dict(settings)
     theta = settings.pop("rope_theta", None) or config.get("rope_theta") or 1e4
     kind = settings.pop("rope_type", None) or settings.get("type", "default")
     settings.pop("type", None)
@@ -47,7 +51,14 @@ def checked_scaling(scaling: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: rope scaling {kind!r} with keys missing: {missing or 'none'}, unknown: {unknown or 'none'}"
         )
+    wrong = {key: value for key, value in given.items() if key in needed and not _is_positive(value)}
+    if wrong:
+        raise UserError(f"{where}: rope scaling {kind!r} with {wrong}, but these have to be numbers above 0")
     return given
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def write_rope(shape: Shape) -> dict[str, Any]:
