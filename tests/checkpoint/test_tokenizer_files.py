@@ -4,16 +4,22 @@ import inspect
 import json
 import re
 import shutil
+import struct
 import typing
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import sentencepiece
+import torch
 from meta_files import VOCAB, write_meta
+from tiktoken_twin import encode as encode_tiktoken
+from tiktoken_twin import write_tiktoken
 from transformers import AutoTokenizer
 
-from llmpipe.checkpoint import tokenizer_files
-from llmpipe.checkpoint.convert import convert
+from llmpipe.checkpoint import manifest, tiktoken_file, tokenizer_files
+from llmpipe.checkpoint.convert import Target, convert
+from llmpipe.checkpoint.formats import Told
 from llmpipe.errors import UserError
 
 TEXTS = (*tokenizer_files.PROBES, *inspect.getsource(typing).split("\n\n\n"), "", " ", "\n", "x" * 3000)
@@ -119,24 +125,149 @@ def test_tokenizer_json_that_disagrees_names_the_text(
     assert not (tmp_path / "out").exists()
 
 
-def test_other_kinds_of_sentencepiece_are_refused_by_the_probe(meta: Path, tmp_path: Path) -> None:
-    (tmp_path / "text").write_text(inspect.getsource(typing))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "other"), vocab_size=VOCAB, model_type="unigram",
-        byte_fallback=True, num_threads=1, minloglevel=2,
-    )  # fmt: skip
-    with_tokenizer(meta, tmp_path / "other.model")
-    with pytest.raises(
-        UserError, match=r"disagree on the text .*: llmpipe makes a tokenizer\.json of SentencePiece BPE with"
-    ):
+def trained(folder: Path, **changed: Any) -> Path:
+    """A SentencePiece model with other settings."""
+    (folder / "text").write_text(inspect.getsource(typing))
+    settings = {"vocab_size": VOCAB, "model_type": "bpe", "byte_fallback": True, "remove_extra_whitespaces": False}
+    settings |= {"normalization_rule_name": "identity", "num_threads": 1, "minloglevel": 2} | changed
+    sentencepiece.SentencePieceTrainer.train(input=str(folder / "text"), model_prefix=str(folder / "other"), **settings)
+    return folder / "other.model"
+
+
+KINDS = {
+    "OpenLLaMA's, spaces merged": {"remove_extra_whitespaces": True},
+    "normalized": {"remove_extra_whitespaces": True, "normalization_rule_name": "nmt_nfkc"},
+    "no dummy prefix": {"add_dummy_prefix": False},
+    "unigram": {"model_type": "unigram"},
+    "unigram without bytes": {"model_type": "unigram", "byte_fallback": False},
+    "user-defined pieces": {"user_defined_symbols": ["<ud>", "return", "ur"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_sentencepiece_is_the_same_in_tokenizer_json(
+    kind: str, meta: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = trained(tmp_path, **KINDS[kind])
+    convert(with_tokenizer(meta, model), tmp_path / "out")
+    truth = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    texts = tokenizer_files.PROBES if "unigram" in kind else TEXTS  # in long texts some splits are equally likely
+    for text in (*texts, "a<ud>b <ud> return<ud>urn"):
+        assert tokenizer.encode(text, add_special_tokens=False) == truth.encode(text), text
+    assert any("unigram model" in message for message in caplog.messages) == ("unigram" in kind)
+
+
+def test_what_tokenizer_json_cannot_say_is_refused(meta: Path, tmp_path: Path) -> None:
+    """The tokenizers library normalizes a carriage return with its line feed as one."""
+    with_tokenizer(meta, trained(tmp_path, normalization_rule_name="nmt_nfkc", byte_fallback=False))
+    with pytest.raises(UserError, match=r"disagree on the text '\\n.*: a tokenizer\.json that came with the source"):
         convert(meta, tmp_path / "out")
 
 
+def test_words_are_refused(meta: Path, tmp_path: Path) -> None:
+    with_tokenizer(meta, trained(tmp_path, model_type="word", byte_fallback=False, hard_vocab_limit=False))
+    with pytest.raises(UserError, match="one of words or characters: llmpipe reads SentencePiece BPE and unigram"):
+        convert(meta, tmp_path / "out")
+
+
+def extended(model: Path, pieces: list[str]) -> bytes:
+    """The model with more pieces of score 0, as Chinese-LLaMA's: fields of protobuf, appended."""
+    found = model.read_bytes()
+    for piece in pieces:
+        text = piece.encode()
+        fields = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0.0) + b"\x18\x01"
+        found += b"\x0a" + bytes([len(fields)]) + fields
+    return found
+
+
+def test_extended_vocabularies_are_carried_with_a_warning(
+    meta: Path, tokenizer_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, hf_tensors: dict
+) -> None:
+    pieces = ["中", "文", "日", "本", "語", "中文", "文日", "日本", "本語", "文\uff0c", "\uff0c日", "\uff0c"]
+    large = dict(hf_tensors)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        large[name] = large[name].repeat(2, 1)[: VOCAB + len(pieces)]
+    meta = write_meta(tmp_path / "zh", large, 2)
+    (meta / "tokenizer.model").write_bytes(extended(tokenizer_model, pieces))
+    convert(meta, tmp_path / "out")
+    assert any("no tokenizer.json can say that" in message for message in caplog.messages)
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == (meta / "tokenizer.model").read_bytes()
+    truth, tokenizer = tokenizer_files.load(meta / "tokenizer.model"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    plain = "中文 def f(x): 日本"
+    assert tokenizer.encode(plain, add_special_tokens=False) == truth.encode(plain)
+
+
+@pytest.fixture
+def llama3(hf_tensors: dict, tmp_path: Path) -> tuple[Path, dict[bytes, int]]:
+    """Meta's files with tiktoken's tokenizer.model beside the folder, and its ranks."""
+    ranks = write_tiktoken(tmp_path / "tokenizer.model")
+    rows = torch.randn(len(ranks) + 256, hf_tensors["lm_head.weight"].shape[1])
+    tensors = hf_tensors | {"model.embed_tokens.weight": rows, "lm_head.weight": rows.flip(0)}
+    return write_meta(tmp_path / "llama3", tensors, 2), ranks
+
+
+def test_tiktokens_model_of_llama_3(llama3: tuple[Path, dict[bytes, int]], tmp_path: Path) -> None:
+    """tiktoken 0.14 and transformers' TikTokenConverter gave the same ids on these texts and 170 more."""
+    source, ranks = llama3
+    made = convert(source, tmp_path / "out")
+    assert {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"} < set(made.files)
+    tokenizer, bos = AutoTokenizer.from_pretrained(tmp_path / "out"), len(ranks)
+    assert (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id) == (bos + 256, bos, bos + 1)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (bos, bos + 1)
+    for text in (*TEXTS, "İstanbul ǅ \u2019s 'S 'LL 1234567 \u2028\u00a0\u3000x"):
+        expected = encode_tiktoken(ranks, text)
+        assert tokenizer.encode(text) == [bos, *expected], text
+        assert tokenizer.decode(expected) == text
+    chat = "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+    assert tokenizer.convert_tokens_to_ids([*chat]) == [bos, bos + 1, bos + 6, bos + 7, bos + 9]
+    assert tokenizer.convert_tokens_to_ids("<|reserved_special_token_250|>") == bos + 255
+
+
+def test_llama_3_1_named_more_special_tokens(tmp_path: Path) -> None:
+    write_tiktoken(tmp_path / "tokenizer.model")
+    ids = {token: tiktoken_file.special_tokens(named=True).index(token) for token in tiktoken_file.special_tokens(True)}
+    names = (
+        "<|finetune_right_pad_id|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|python_tag|>",
+        "<|reserved_special_token_247|>",
+    )
+    assert [ids[name] for name in names] == [4, 8, 9, 10, 255]
+
+
+@pytest.mark.parametrize("kind", ["megatron", "easylm", "meta"])
+def test_the_tokenizer_may_lie_in_the_folder_above(
+    kind: Literal["megatron", "easylm", "meta"], hf: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "deep/weights"
+    convert(hf, source, Target(kind))
+    shutil.copy(tokenizer_model, source.parent / "tokenizer.model")
+    (source.parent / "special_tokens_map.json").write_text('{"pad_token": "<unk>"}')
+    made = convert(source, tmp_path / "out", told=Told(vocab=VOCAB) if kind == "megatron" else Told())
+    assert {"tokenizer.model", "tokenizer.json", "special_tokens_map.json"} < set(made.files)
+    manifest.check(tmp_path / "out")
+
+
+def test_a_tokenizer_json_alone_is_carried(hf: Path, meta: Path, tokenizer_model: Path, tmp_path: Path) -> None:
+    convert(with_tokenizer(meta, tokenizer_model), tmp_path / "made")
+    shutil.copy(tmp_path / "made/tokenizer.json", hf)
+    convert(hf, tmp_path / "out")
+    ours, theirs = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("out", "made"))
+    assert all(ours.encode(text) == theirs.encode(text) for text in TEXTS)
+
+
 def test_files_that_are_no_tokenizer_are_named(meta: Path, hf: Path, tmp_path: Path) -> None:
-    (meta / "tokenizer.model").write_text("SQ== 0\nSg== 1\n")  # as Llama 3's
-    with pytest.raises(
-        UserError, match=re.escape(f"{meta / 'tokenizer.model'} is not a SentencePiece model: this version")
-    ):
+    (meta / "tokenizer.model").write_text("SQ== 0\nSg== 1\n")
+    with pytest.raises(UserError, match=r"tokenizer\.model lacks tokens: its ranks have gaps, or not every byte"):
+        convert(meta, tmp_path / "out")
+    (meta / "tokenizer.model").write_text("SQ== 0\nSg 1\n")
+    with pytest.raises(UserError, match=r"tokenizer\.model is no file of tiktoken \(.+\): copy or download"):
+        convert(meta, tmp_path / "out")
+    (meta / "tokenizer.model").write_text("not one\n")
+    with pytest.raises(UserError, match=r"tokenizer\.model is neither a SentencePiece model nor tiktoken's lines"):
         convert(meta, tmp_path / "out")
     (hf / "tokenizer.json").write_text("{}")
     with pytest.raises(

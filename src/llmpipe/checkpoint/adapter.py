@@ -174,8 +174,9 @@ def _rows_of(part: Part, rows: slice) -> tuple[slice, slice] | None:
 
 def _compare_tokenizers(source: TensorSource, directory: Path) -> None:
     """A warning that names the tokens which only the adapter's tokenizer has: the source's is carried."""
-    theirs = tokenizer_files.opened(directory) if (directory / "tokenizer.json").is_file() else None
-    ours = tokenizer_files.opened(source.path) if theirs else None
+    own = directory / tokenizer_files.JSON
+    theirs = tokenizer_files.from_file(own) if own.is_file() else None
+    ours = tokenizer_files.opened(source) if theirs else None
     if theirs is None or ours is None:
         return
     known = ours.get_vocab()

@@ -82,7 +82,7 @@ def mean_row(source: TensorSource, key: str) -> torch.Tensor:
 
 def grown(source: TensorSource, tokens: tuple[str, ...], how: NewRows) -> TensorSource:
     """The source with a row for each of the tokens; UserError if it has no tokenizer that they could be added to."""
-    tokenizer = tokenizer_files.opened(source.path)
+    tokenizer = tokenizer_files.opened(source)
     if tokenizer is None:
         raise UserError(f"{source.path} has no tokenizer that tokens could be added to: put its files there")
     before = tokenizer.get_vocab_size()

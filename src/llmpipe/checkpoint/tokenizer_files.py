@@ -6,21 +6,24 @@ tokenizer_config.json whose class makes transformers load exactly that file. Bot
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 
+from llmpipe.checkpoint import tiktoken_file
 from llmpipe.checkpoint.carried import copy_hashed
+from llmpipe.checkpoint.sentencepiece_model import SPACE, build, config, load, read_spec
 from llmpipe.checkpoint.source import TensorSource
+from llmpipe.checkpoint.tiktoken_file import is_tiktoken
 from llmpipe.errors import UserError
 from llmpipe.files import sha256, write_json
 
 log = logging.getLogger(__name__)
 
-SPACE = "\u2581"
+MODEL, JSON, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
+FILES = (MODEL, JSON, CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 PROBES = (
     "Hello world",
     " leading and trailing ",
@@ -40,63 +43,97 @@ PROBES = (
 )
 
 
+def folder(path: Path) -> Path | None:
+    """The directory with a source's tokenizer; Meta's, Megatron's and EasyLM's weights may have it one folder above."""
+    above = [] if (path / "config.json").is_file() else [path.absolute().parent]
+    return next((place for place in (path, *above) if any((place / name).is_file() for name in (MODEL, JSON))), None)
+
+
 def find(path: Path) -> Path | None:
-    """The tokenizer.model of a directory; Meta's downloads have it beside the model's folder."""
-    places = [path]
-    if (path / "params.json").is_file():
-        places.append(path.absolute().parent)
-    return next((place / "tokenizer.model" for place in places if (place / "tokenizer.model").is_file()), None)
+    """The tokenizer.model of a source."""
+    place = folder(path)
+    return place / MODEL if place and (place / MODEL).is_file() else None
 
 
-def load(model: Path) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece model; UserError if the file is none."""
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(model))
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"{model} is not a SentencePiece model: this version of llmpipe reads no other tokenizer.model"
-        ) from error
+def model_size(model: Path) -> int:
+    """How many tokens a tokenizer.model has."""
+    if is_tiktoken(model):
+        return len(tiktoken_file.read_ranks(model)) + tiktoken_file.SPECIAL
+    return load(model).vocab_size()
 
 
 def control_ids(path: Path) -> tuple[int | None, int | None]:
-    """The ids of BOS and EOS that a directory's tokenizer.model says; None where it has none."""
+    """The ids of BOS and EOS that a source's tokenizer.model says; None where it has none."""
     model = find(path)
     if model is None:
         return None, None
+    if is_tiktoken(model):
+        bos = model_size(model) - tiktoken_file.SPECIAL
+        return bos, bos + 1
     tokenizer = load(model)
     bos, eos = tokenizer.bos_id(), tokenizer.eos_id()
     return (bos if bos >= 0 else None), (eos if eos >= 0 else None)
 
 
-def opened(path: Path) -> Tokenizer | None:
+def opened(source: TensorSource) -> Tokenizer | None:
     """The tokenizer that a checkpoint made of this source carries as tokenizer.json; None without one."""
-    given, model = path / "tokenizer.json", find(path)
-    if given.is_file():
-        return _from_file(given)
-    return build(load(model)) if model else None
+    place = folder(source.path)
+    if place is None:
+        return None
+    return from_file(place / JSON) if (place / JSON).is_file() else _made(source, place / MODEL)[0]
+
+
+def _made(source: TensorSource, model: Path) -> tuple[Tokenizer, dict[str, Any], Callable[[str], list[int]]]:
+    """A tokenizer.model's tokenizer.json and tokenizer_config.json, and the encoding that is the truth."""
+    if is_tiktoken(model):  # the names of some special tokens came with Llama 3.1, as did its rope scaling
+        made = tiktoken_file.build(model, named=source.shape.rope_scaling is not None)
+        settings = tiktoken_file.config(source.shape.max_positions)
+        return made, settings, lambda text: made.encode(text, add_special_tokens=False).ids
+    truth = load(model)
+    return build(truth, model), config(truth, source.shape.max_positions), truth.encode
 
 
 def complete(source: TensorSource, directory: Path) -> dict[str, str]:
     """Add what a checkpoint's tokenizer lacks to the files already carried; returns the SHA-256 of what was added."""
-    model, given = find(source.path), source.path / "tokenizer.json"
-    tokenizer = _from_file(given) if given.is_file() else None
-    if tokenizer:
-        check_vocabulary(source, given, tokenizer.get_vocab_size())
-    if model is None:
-        if tokenizer is None:
-            log.warning("%s has no tokenizer.model and no tokenizer.json: the checkpoint has no tokenizer", source.path)
+    place = folder(source.path)
+    if place is None:
+        log.warning("%s has no tokenizer.model and no tokenizer.json: the checkpoint has no tokenizer", source.path)
         return {}
-    truth = load(model)
-    check_vocabulary(source, model, truth.vocab_size())
-    compare(truth, tokenizer or build(truth), model)
-    hashes = {"tokenizer.model": copy_hashed(model, directory / "tokenizer.model")}
-    if tokenizer is None:
-        build(truth).save(str(directory / "tokenizer.json"))
-        hashes["tokenizer.json"] = sha256(directory / "tokenizer.json")
-    if not (source.path / "tokenizer_config.json").is_file():
-        write_json(directory / "tokenizer_config.json", config(truth, source.shape.max_positions))
-        hashes["tokenizer_config.json"] = sha256(directory / "tokenizer_config.json")
+    hashes = _carry(place, directory) if place != source.path else {}
+    given, settings = (from_file(place / JSON) if (place / JSON).is_file() else None), dict[str, Any]()
+    if given:
+        check_vocabulary(source, place / JSON, given.get_vocab_size())
+        settings = {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if (place / MODEL).is_file():
+        check_vocabulary(source, place / MODEL, model_size(place / MODEL))
+        made, settings, encode = _made(source, place / MODEL)
+        _hold_against(encode, given or made, place / MODEL)
+        if given is None:
+            made.save(str(directory / JSON))
+            hashes[JSON] = sha256(directory / JSON)
+    if not (place / CONFIG).is_file():
+        write_json(directory / CONFIG, settings)
+        hashes[CONFIG] = sha256(directory / CONFIG)
     return hashes
+
+
+def _hold_against(encode: Callable[[str], list[int]], tokenizer: Tokenizer, model: Path) -> None:
+    """`compare`; a warning alone where no tokenizer.json could be equal."""
+    try:
+        compare(encode, tokenizer, model)
+    except UserError as error:
+        if is_tiktoken(model) or not read_spec(model).tied:
+            raise
+        log.warning(
+            "%s; its pieces share scores, as in vocabularies that were extended, and no tokenizer.json can say that:"
+            " transformers has other ids for some texts than llmpipe, which asks tokenizer.model", error,
+        )  # fmt: skip
+
+
+def _carry(place: Path, directory: Path) -> dict[str, str]:
+    """Copy the tokenizer's files of another folder than the weights'."""
+    log.info("the tokenizer of %s is taken", place)
+    return {name: copy_hashed(place / name, directory / name) for name in FILES if (place / name).is_file()}
 
 
 def check_vocabulary(source: TensorSource, file: Path, size: int) -> None:
@@ -110,70 +147,21 @@ def check_vocabulary(source: TensorSource, file: Path, size: int) -> None:
         log.warning("%s has %d tokens, the embedding in %s %d rows", file, size, source.path, source.shape.vocab)
 
 
-def build(truth: sentencepiece.SentencePieceProcessor) -> Tokenizer:
-    """The same pieces as a tokenizer of the `tokenizers` library: BPE, byte fallback, dummy prefix, as Llama's."""
-    pieces = [truth.id_to_piece(number) for number in range(truth.vocab_size())]
-    unknown = pieces[truth.unk_id()]
-    vocab = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(BPE(vocab, merges(truth), unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    control = [pieces[n] for n in range(len(pieces)) if truth.is_control(n) or truth.is_unknown(n)]
-    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in control])
-    if truth.bos_id() >= 0:
-        bos = pieces[truth.bos_id()]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, truth.bos_id())]
-        )
-    return tokenizer
-
-
-def merges(truth: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, best score first: the order in which SentencePiece merges."""
-    normal = {
-        truth.id_to_piece(number): number
-        for number in range(truth.vocab_size())
-        if not (truth.is_control(number) or truth.is_unknown(number) or truth.is_byte(number))
-    }
-    found = []
-    for piece, number in normal.items():
-        pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        pairs = [(left, right) for left, right in pairs if left in normal and right in normal]
-        pairs.sort(key=lambda pair: (normal[pair[0]], normal[pair[1]]))
-        found += [(-truth.get_score(number), pair) for pair in pairs]
-    found.sort(key=lambda entry: entry[0])  # stable: pairs of one piece stay in order
-    return [pair for _, pair in found]
-
-
-def config(truth: sentencepiece.SentencePieceProcessor, max_positions: int) -> dict[str, Any]:
-    """tokenizer_config.json; BOS is added and EOS is not, as in Llama's published directories."""
-    names = {"bos_token": truth.bos_id(), "eos_token": truth.eos_id(), "unk_token": truth.unk_id()}
-    return {
-        "add_bos_token": truth.bos_id() >= 0,
-        "add_eos_token": False,
-        **{name: truth.id_to_piece(number) for name, number in names.items() if number >= 0},
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": max_positions,
-        # LlamaTokenizer would build a tokenizer of its own from the pieces, with other ids.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-
-
-def compare(truth: sentencepiece.SentencePieceProcessor, tokenizer: Tokenizer, model: Path) -> None:
+def compare(encode: Callable[[str], list[int]], tokenizer: Tokenizer, model: Path) -> None:
     """UserError naming the first probe text whose ids differ."""
     for text in PROBES:
-        expected, found = truth.encode(text), tokenizer.encode(text, add_special_tokens=False).ids
+        expected, found = encode(text), tokenizer.encode(text, add_special_tokens=False).ids
         if expected != found:
             raise UserError(
                 f"{model} and the tokenizer.json for it disagree on the text {text!r}: {expected} and {found}:"
-                " llmpipe makes a tokenizer.json of SentencePiece BPE with byte fallback, identity normalizer and dummy"
-                " prefix; remove a tokenizer.json that came with the source to have it made anew"
+                " a tokenizer.json that came with the source may be of another model: remove it to have it made anew;"
+                " what llmpipe made cannot say this model's normalizer: put the makers' tokenizer.json in its place"
+                " and take tokenizer.model away"
             )
 
 
-def _from_file(path: Path) -> Tokenizer:
+def from_file(path: Path) -> Tokenizer:
+    """A tokenizer.json; UserError if the file is none."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class

@@ -33,7 +33,7 @@ def tokenizer_size(directory: Path) -> int | None:
     file = directory / "tokenizer.json"
     if not file.is_file():
         model = tokenizer_files.find(directory)
-        return tokenizer_files.load(model).get_piece_size() if model else None
+        return tokenizer_files.model_size(model) if model else None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         ids = [token["id"] for token in found.get("added_tokens", [])]
