@@ -136,41 +136,37 @@ class RankFilesSource(FileSource):
         self.check_covered()
 
     def _add_file(self, path: Path, tensors: list[Stored]) -> None:
-        """The file is there, of this layout, with its slices and nothing else; copies of a slice are read once."""
-        if not path.is_file():
-            count = self.tp * self.stages.pp
-            raise UserError(
-                f"{path} is missing: tp{self.tp}-{self.stages.name} is {count} files: shard the checkpoint again"
-            )
-        if read_layout(path) != (self.tp, self.stages):
-            tp, stages = read_layout(path)
-            raise UserError(
-                f"{path} is of tp{tp}-{stages.name}, but {file_name(0, 0)} beside it is of"
-                f" tp{self.tp}-{self.stages.name}: shard the checkpoint again"
-            )
+        """The file's slices and nothing else; copies of a slice are read once."""
+        self._check_rank(path)
         held, metadata = stream.read_header(path)
         check_tensors(path, {one.name: one.shape for one in tensors}, {name: t.shape for name, t in held.items()})
-        self._check_origin(path, metadata)
-        for one in tensors:
-            self.dtypes.setdefault(one.name, held[one.name].dtype)
-            if self.dtypes[one.name] != held[one.name].dtype:
-                raise UserError(
-                    f"{path}: {one.name} is {held[one.name].dtype}, elsewhere {self.dtypes[one.name]}: shard the"
-                    " checkpoint again"
-                )
-            region = (one.name, str([(part.rows, part.cols) for part in one.parts]))
-            if region not in self._regions:
-                self._regions.add(region)
-                self.blocks_by_key[one.name] += [block for _, block in blocks_of(one, held[one.name])]
-
-    def _check_origin(self, path: Path, metadata: dict[str, str]) -> None:
-        """The file is of the rank that its name says, and of the checkpoint that the others are of."""
-        if metadata.get("rank", path.stem) != path.stem:
-            raise UserError(
-                f"{path} is the file of rank {metadata['rank']} under another's name: shard the checkpoint again"
-            )
         if metadata.get("checkpoint") != self._checkpoint:
             raise UserError(
                 f"{path} is of the checkpoint {metadata.get('checkpoint')}, but {file_name(0, 0)} beside it is of"
                 f" {self._checkpoint}: shard the checkpoint again"
             )
+        for one in tensors:
+            found = [block for _, block in blocks_of(one, held[one.name])]
+            region = (one.name, str([(part.rows, part.cols) for part in one.parts]))
+            for block in found:
+                self.add(one.name, block, held[one.name].dtype)
+            if region in self._regions:
+                del self.blocks_by_key[one.name][-len(found) :]
+            self._regions.add(region)
+
+    def _check_rank(self, path: Path) -> None:
+        """The file is there, of this layout, and of the rank that its name says."""
+        if not path.is_file():
+            count = self.tp * self.stages.pp
+            raise UserError(
+                f"{path} is missing: tp{self.tp}-{self.stages.name} is {count} files: shard the checkpoint again"
+            )
+        tp, stages = read_layout(path)
+        if (tp, stages) != (self.tp, self.stages):
+            raise UserError(
+                f"{path} is of tp{tp}-{stages.name}, but {file_name(0, 0)} beside it is of"
+                f" tp{self.tp}-{self.stages.name}: shard the checkpoint again"
+            )
+        rank = stream.read_header(path)[1].get("rank", path.stem)
+        if rank != path.stem:
+            raise UserError(f"{path} is the file of rank {rank} under another's name: shard the checkpoint again")

@@ -1,0 +1,135 @@
+"""kill -9 at random moments of every writing command; run again, the result is that of an undisturbed run.
+
+    python benchmarks/kill_drill.py DIRECTORY [--kills 20] [--layers 24] [--seed 0] [--commands convert-cast,shard]
+
+Makes a model of Meta's and Hugging Face's in DIRECTORY. A moment is drawn from the whole run, start of the process
+included. After a kill: no output of the command's name but an older whole one, and after the rerun nothing beside it.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+HIDDEN, HEADS, FFN, VOCAB = 256, 8, 704, 1000
+
+
+def write_hf(path: Path, layers: int) -> None:
+    """A Llama of random weights in bf16."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("model.embed_tokens", "lm_head"), (VOCAB, HIDDEN))
+    shapes["model.norm"] = (HIDDEN,)
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {prefix + f"self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"}
+        shapes |= {prefix + "mlp.gate_proj": (FFN, HIDDEN), prefix + "mlp.up_proj": (FFN, HIDDEN)}
+        shapes |= {prefix + "mlp.down_proj": (HIDDEN, FFN)}
+        shapes |= {prefix + f"{name}_layernorm": (HIDDEN,) for name in ("input", "post_attention")}
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
+        "num_hidden_layers": layers, "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "vocab_size": VOCAB,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": False,
+        "hidden_act": "silu", "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    path.mkdir(parents=True)
+    tensors = {f"{name}.weight": torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """The arguments of each, without --output."""
+    hf, checkpoint = str(folder / "hf"), str(folder / "checkpoint")
+    return {
+        "convert-cast": ["convert", hf, "--dtype", "fp32"],
+        "convert-meta": ["convert", str(folder / "meta")],
+        "convert-mcore": ["convert", hf, "--to", "megatron", "--tp", "2", "--pp", "2"],
+        "convert-easylm": ["convert", hf, "--to", "easylm"],
+        "shard": ["shard", checkpoint, "--tp", "2", "--pp", "2"],
+        "merge": ["merge", str(folder / "ranks")],
+    }
+
+
+def llmpipe(arguments: list[str], output: Path) -> "subprocess.Popen[bytes]":
+    """A process of its own; what it says is left out."""
+    program = [sys.executable, "-c", "from llmpipe.cli import main; main()", *arguments, "--output", str(output)]
+    return subprocess.Popen(program, stderr=subprocess.DEVNULL)
+
+
+def run(arguments: list[str], output: Path) -> float:
+    """To its end; the seconds that it took."""
+    start = time.monotonic()
+    if code := llmpipe(arguments, output).wait():
+        raise SystemExit(f"llmpipe {' '.join(arguments)} ended with {code}")
+    return time.monotonic() - start
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """Every file below a path but the manifest's own line of where it came from, which is the same here."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def killed_and_run_again(arguments: list[str], output: Path, after: float, whole: dict[str, bytes]) -> str:
+    """Kill after some seconds and run again; what was found in between. SystemExit if anything is wrong."""
+    process = llmpipe(arguments, output)
+    time.sleep(after)
+    process.kill()
+    code = process.wait()
+    beside = [path for path in output.parent.iterdir() if path != output]
+    if any(not path.name.startswith(f".{output.name}.") for path in beside):
+        raise SystemExit(f"killed after {after:.2f} s: left behind {beside}")
+    if output.exists() and files(output) != whole:
+        raise SystemExit(f"killed after {after:.2f} s: {output} stands there and is not whole")
+    state = "had ended" if code == 0 else "whole" if output.exists() else "begun" if beside else "not begun"
+    run(arguments, output)
+    if files(output) != whole or [path.name for path in output.parent.iterdir()] != [output.name]:
+        raise SystemExit(f"killed after {after:.2f} s: the rerun is not as an undisturbed one")
+    return state
+
+
+def drill(folder: Path, kills: int, layers: int, chosen: list[str], seed: int) -> list[str]:
+    """All of it, in lines; SystemExit at the first that fails."""
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    write_hf(folder / "hf", layers)
+    run(["convert", str(folder / "hf"), "--to", "meta", "--tp", "2"], folder / "meta")
+    run(["convert", str(folder / "hf")], folder / "checkpoint")
+    run(["shard", str(folder / "checkpoint"), "--tp", "2", "--pp", "2"], folder / "ranks")
+    table = {name: arguments for name, arguments in commands(folder).items() if not chosen or name in chosen}
+    undisturbed = {}
+    for name, arguments in table.items():
+        seconds = run(arguments, folder / name / "out")
+        undisturbed[name] = (seconds, files(folder / name / "out"))
+        shutil.rmtree(folder / name / "out")
+    lines = []
+    for number in range(kills):
+        name = list(table)[number % len(table)]
+        seconds, whole = undisturbed[name]
+        after = draw.uniform(0.3, 1.0) * seconds  # the start, when nothing is there yet, is less often of interest
+        found = killed_and_run_again(table[name], folder / name / "out", after, whole)
+        lines.append(f"{name}: killed after {after:.2f} of {seconds:.2f} s, {found}; run again: the same bytes")
+        if number % 2:  # an older whole output stands there the next time, or it does not
+            shutil.rmtree(folder / name / "out")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", default="", help="some of them, comma-separated; all if left out")
+    given = parser.parse_args()
+    chosen = given.commands.split(",") if given.commands else []
+    print("\n".join(drill(given.directory, given.kills, given.layers, chosen, given.seed)))
+
+
+if __name__ == "__main__":
+    main()
