@@ -26,6 +26,9 @@ from llmpipe.progress import Progress
 
 _EXPONENT_BITS = {torch.bfloat16: 8, torch.float16: 5, torch.float32: 8, torch.float64: 11}
 _THREADS = 4
+# Small windows stay in a core's cache until they are hashed and written; large ones read longer rows to transpose.
+_WINDOW_BYTES, _TRANSPOSED_BYTES = 1 << 20, CHUNK_BYTES
+_ITEM, _FROM_COLUMN, _TO_COLUMN = 3, 6, 9  # of the helper's ten numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Mover:
         stored = padded(filled.stored)
         rows, row_bytes = _stored_rows(stored, filled.dtype)
         moves = self._moves(stored, filled.dtype, row_bytes)
-        at_once = max(1, CHUNK_BYTES // row_bytes)
+        at_once = max(1, _window_bytes(moves) // row_bytes)
         for first in range(0, rows, at_once):
             last = min(first + at_once, rows)
             out = _sized(next(buffers), (last - first) * row_bytes)
@@ -151,8 +154,11 @@ class Mover:
         name = str(dtype).removeprefix("torch.")
         return f"; or leave out --dtype: {name} holds up to {torch.finfo(dtype).max:g}" if wider else ""
 
-    def write(self, path: Path, segments: Segments, shown: Progress | None = None) -> str | None:
-        """Write a file; returns its SHA-256, None if the mover takes none. It is not atomic by itself."""
+    def write(self, path: Path, segments: Segments, shown: Progress | None = None, beside: bool = True) -> str | None:
+        """Write a file; returns its SHA-256, None if the mover takes none. It is not atomic by itself.
+
+        `beside`: hash in a thread of its own, where cores would be idle.
+        """
         digest = hashlib.sha256()
         ring = _Ring()
         with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
@@ -161,8 +167,10 @@ class Mover:
                     [np.frombuffer(segment, np.uint8)] if isinstance(segment, bytes) else self.windows(segment, ring)
                 )
                 for chunk in chunks:
-                    if self.hashed:
+                    if self.hashed and beside:
                         ring.in_use(hasher.submit(digest.update, chunk.data))
+                    elif self.hashed:
+                        digest.update(chunk.data)
                     _write_all(file.fileno(), chunk)
                     if shown:
                         shown.add(len(chunk), path.name)
@@ -187,13 +195,26 @@ class Mover:
 
 def write_files(mover: Mover, files: dict[Path, Segments], shown: Progress | None = None) -> dict[str, str | None]:
     """Write files, dealt to threads; returns their SHA-256 by name."""
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1, len(files))) as pool:
-        written = {path.name: pool.submit(mover.write, path, segments, shown) for path, segments in files.items()}
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(min(_THREADS, cores, len(files))) as pool:
+        written = {
+            path.name: pool.submit(mover.write, path, segments, shown, len(files) < cores)
+            for path, segments in files.items()
+        }
         try:
             return {name: done.result() for name, done in written.items()}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _window_bytes(moves: np.ndarray | None) -> int:
+    """How much of a tensor to move at once."""
+    if moves is None:
+        return CHUNK_BYTES
+    table = moves.reshape(-1, 10)
+    transposed = (table[:, _FROM_COLUMN] != table[:, _ITEM]) | (table[:, _TO_COLUMN] != table[:, _ITEM])
+    return _TRANSPOSED_BYTES if transposed.any() else _WINDOW_BYTES
 
 
 def padded(stored: Stored) -> Stored:
