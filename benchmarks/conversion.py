@@ -8,7 +8,8 @@ all of it is dropped from the disk before the next command, and `sync` waits for
     python benchmarks/conversion.py WORK [--layers 32] [--rounds 3] [--peers]
 
 --peers adds what users do today, in one process each: safetensors load + save, transformers from_pretrained +
-save_pretrained, torch.save of the rank files' bytes.
+save_pretrained, torch.save of the rank files' bytes. --peer NAME COMMAND adds any other, as Megatron's own converters
+run by benchmarks/proof.
 """
 
 import argparse
@@ -132,6 +133,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--peer", nargs=2, action="append", default=[], metavar=("NAME", "COMMAND"),
+                        help="A converter of one's own; {source} and {output} stand for directories.")  # fmt: skip
     parser.add_argument("--only", help="Rows whose name holds this.")
     arguments = parser.parse_args()
     work, rounds = arguments.work.absolute(), arguments.rounds
@@ -172,6 +175,10 @@ def main() -> None:
     for name, program in PEERS.items() if arguments.peers else ():
         source = megatron if "Megatron" in name else checkpoint
         compare(name, source, [sys.executable, "-c", program, str(source), out], Path(out), rounds)
+
+    for name, command in arguments.peer:
+        filled = command.format(source=checkpoint, output=out)
+        compare(name, checkpoint, ["bash", "-c", filled], Path(out), rounds)
 
 
 if __name__ == "__main__":
