@@ -1,9 +1,9 @@
 """kill -9 at random moments of every writing command; run again, the result is that of an undisturbed run.
 
-    python benchmarks/kill_drill.py DIRECTORY [--kills 20] [--layers 24] [--seed 0] [--commands convert-cast,shard]
+    python benchmarks/kill_drill.py DIRECTORY [--kills 20] [--layers 100] [--seed 0] [--commands convert-cast,shard]
 
-Makes a model of Meta's and Hugging Face's in DIRECTORY. A moment is drawn from the whole run, start of the process
-included. After a kill: no output of the command's name but an older whole one, and after the rerun nothing beside it.
+Makes a model in DIRECTORY. A moment is drawn from the time between a command's first file and its last, the start of
+Python left out. After a kill nothing has the output's name but an older whole one; after the rerun nothing else.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 HIDDEN, HEADS, FFN, VOCAB = 256, 8, 704, 1000
+ENDED = "it had ended"
 
 
 def write_hf(path: Path, layers: int) -> None:
@@ -62,10 +63,18 @@ def llmpipe(arguments: list[str], output: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(program, stderr=subprocess.DEVNULL)
 
 
+def begun(process: "subprocess.Popen[bytes]", output: Path) -> float:
+    """When it made its first file, hidden beside the output."""
+    while process.poll() is None and not any(output.parent.glob(f".{output.name}.*.part")):
+        time.sleep(0.001)
+    return time.monotonic()
+
+
 def run(arguments: list[str], output: Path) -> float:
-    """To its end; the seconds that it took."""
-    start = time.monotonic()
-    if code := llmpipe(arguments, output).wait():
+    """To its end; the seconds from its first file on."""
+    process = llmpipe(arguments, output)
+    start = begun(process, output)
+    if code := process.wait():
         raise SystemExit(f"llmpipe {' '.join(arguments)} ended with {code}")
     return time.monotonic() - start
 
@@ -76,8 +85,9 @@ def files(path: Path) -> dict[str, bytes]:
 
 
 def killed_and_run_again(arguments: list[str], output: Path, after: float, whole: dict[str, bytes]) -> str:
-    """Kill after some seconds and run again; what was found in between. SystemExit if anything is wrong."""
+    """Kill some seconds after the first file and run again; what was found in between. SystemExit if it is wrong."""
     process = llmpipe(arguments, output)
+    begun(process, output)
     time.sleep(after)
     process.kill()
     code = process.wait()
@@ -86,11 +96,22 @@ def killed_and_run_again(arguments: list[str], output: Path, after: float, whole
         raise SystemExit(f"killed after {after:.2f} s: left behind {beside}")
     if output.exists() and files(output) != whole:
         raise SystemExit(f"killed after {after:.2f} s: {output} stands there and is not whole")
-    state = "had ended" if code == 0 else "whole" if output.exists() else "begun" if beside else "not begun"
+    state = f"{'an older whole one' if output.exists() else 'nothing'} stood there"
+    state += f" and {len(beside)} hidden folders" if beside else ""
     run(arguments, output)
     if files(output) != whole or [path.name for path in output.parent.iterdir()] != [output.name]:
         raise SystemExit(f"killed after {after:.2f} s: the rerun is not as an undisturbed one")
-    return state
+    return ENDED if code == 0 else state
+
+
+def prepare(folder: Path, table: dict[str, list[str]]) -> None:
+    """What the commands read beside Hugging Face's directory."""
+    hf, sources = str(folder / "hf"), {arguments[1] for arguments in table.values()}
+    if str(folder / "meta") in sources:
+        run(["convert", hf, "--to", "meta", "--tp", "2"], folder / "meta")
+    if sources & {str(folder / "checkpoint"), str(folder / "ranks")}:
+        run(["convert", hf], folder / "checkpoint")
+        run(["shard", str(folder / "checkpoint"), "--tp", "2", "--pp", "2"], folder / "ranks")
 
 
 def drill(folder: Path, kills: int, layers: int, chosen: list[str], seed: int) -> list[str]:
@@ -98,10 +119,8 @@ def drill(folder: Path, kills: int, layers: int, chosen: list[str], seed: int) -
     torch.manual_seed(seed)
     draw = random.Random(seed)
     write_hf(folder / "hf", layers)
-    run(["convert", str(folder / "hf"), "--to", "meta", "--tp", "2"], folder / "meta")
-    run(["convert", str(folder / "hf")], folder / "checkpoint")
-    run(["shard", str(folder / "checkpoint"), "--tp", "2", "--pp", "2"], folder / "ranks")
     table = {name: arguments for name, arguments in commands(folder).items() if not chosen or name in chosen}
+    prepare(folder, table)
     undisturbed = {}
     for name, arguments in table.items():
         seconds = run(arguments, folder / name / "out")
@@ -111,9 +130,11 @@ def drill(folder: Path, kills: int, layers: int, chosen: list[str], seed: int) -
     for number in range(kills):
         name = list(table)[number % len(table)]
         seconds, whole = undisturbed[name]
-        after = draw.uniform(0.3, 1.0) * seconds  # the start, when nothing is there yet, is less often of interest
-        found = killed_and_run_again(table[name], folder / name / "out", after, whole)
-        lines.append(f"{name}: killed after {after:.2f} of {seconds:.2f} s, {found}; run again: the same bytes")
+        found = ENDED
+        while found == ENDED:  # too late: the undisturbed run was slower
+            after, seconds = draw.uniform(0.0, 1.0) * seconds, seconds * 0.8
+            found = killed_and_run_again(table[name], folder / name / "out", after, whole)
+        lines.append(f"{name}: killed after {after:.3f} s, {found}; run again: the same bytes")
         if number % 2:  # an older whole output stands there the next time, or it does not
             shutil.rmtree(folder / name / "out")
     return lines
@@ -123,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--layers", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default="", help="some of them, comma-separated; all if left out")
     given = parser.parse_args()

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from meta_files import write_meta
 from safetensors.torch import load_file, save_file
 
 from llmpipe.checkpoint import hf as hf_directory
@@ -135,68 +134,6 @@ def test_killed_in_the_middle_leaves_no_output(meta: Path, tmp_path: Path) -> No
     assert any(path.name.startswith(".out.") for path in tmp_path.iterdir())  # it had begun
     convert(meta, tmp_path / "out")
     manifest.check(tmp_path / "out")
-
-
-# Prints the highest anonymous resident memory of each command above what it was before it, in bytes.
-MEASURE = """
-import sys, threading, time
-from pathlib import Path
-import torch
-from llmpipe.checkpoint.convert import Target, convert, shard
-from llmpipe.layout import Stages
-
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
-
-def watch():
-    while True:
-        samples.append(anonymous())
-        time.sleep(0.001)
-
-samples = []
-threading.Thread(target=watch, daemon=True).start()
-folder = Path(sys.argv[1])
-for work in (
-    lambda: convert(folder / "meta", folder / "checkpoint"),
-    lambda: convert(folder / "checkpoint", folder / "fp16", Target(dtype=torch.float16)),
-    lambda: shard(folder / "checkpoint", folder / "ranks", 2, Stages(1)),
-):
-    before = anonymous()
-    samples.clear()
-    work()
-    print(max(samples) - before)
-"""
-
-
-def large_meta(path: Path) -> Path:
-    """A checkpoint of 309 MB whose largest tensor has 12.6 MB."""
-    hidden, ffn, layers, vocab = 1024, 3072, 11, 6000
-    shapes = {
-        "model.embed_tokens.weight": (vocab, hidden),
-        "lm_head.weight": (vocab, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        shapes |= {prefix + f"self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
-        shapes |= {prefix + f"mlp.{name}_proj.weight": (ffn, hidden) for name in ("gate", "up")}
-        shapes[prefix + "mlp.down_proj.weight"] = (hidden, ffn)
-        shapes |= {prefix + f"{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
-    tensors = {name: torch.zeros(1, dtype=torch.bfloat16).expand(shape) for name, shape in shapes.items()}
-    return write_meta(path, tensors, 2, dim=hidden, n_layers=layers, n_kv_heads=8)
-
-
-def test_memory_is_one_tensor_whatever_the_model(tmp_path: Path) -> None:
-    meta = large_meta(tmp_path / "meta")
-    assert sum(path.stat().st_size for path in meta.glob("*.pth")) > 300e6
-    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    growth = [int(line) for line in printed.split()]
-    assert len(growth) == 3
-    assert growth[0] > 6e6  # a tensor at least was seen
-    assert max(growth) < 100e6, growth
-    shutil.rmtree(tmp_path)
 
 
 def test_help_does_not_import_torch() -> None:

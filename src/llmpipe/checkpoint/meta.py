@@ -75,7 +75,7 @@ def read_scaling(params: dict[str, Any], expected: Shape | None, path: Path) -> 
     if factor is None and params["dim"] in _WIDTHS_OF_32:
         raise UserError(
             f"{path}: use_scaled_rope does not say the factor, which is 8 in Llama 3.1 and 32 in Llama 3.2:"
-            " say which with --shape (llama3.2_1b, llama3.2_3b), or `shape:` in the model's file"
+            " say which with --shape (llama3_2_1b, llama3_2_3b), or `shape:` in the model's file"
         )
     return _SCALED | {"factor": float(factor or _FACTOR), "original_max_position_embeddings": 8192}
 

@@ -1,0 +1,122 @@
+"""Anonymous memory of every path, on a model whose embedding alone is larger than the limit (design decision 4)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from llmpipe.checkpoint.stream import Entry, header_bytes
+
+HIDDEN, FFN, HEADS, VOCAB = 2048, 512, 16, 150_000
+LIMIT = 500e6
+
+# Prints, for each step, its name and the highest anonymous resident memory above what it was before all, in bytes.
+MEASURE = """
+import os, shutil, sys, threading, time
+from pathlib import Path
+import torch
+from llmpipe.checkpoint import mover
+from llmpipe.checkpoint.changes import Changes
+from llmpipe.checkpoint.convert import Target, convert, merge, shard
+from llmpipe.checkpoint.diff import diff
+from llmpipe.checkpoint.formats import Told
+from llmpipe.families import from_hf_config
+from llmpipe.layout import Stages
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+
+def watch():
+    while True:
+        samples.append(anonymous())
+        time.sleep(0.01)
+
+def holes(descriptor, chunk, offset=None):  # zeros need not reach the disk
+    if chunk.any():
+        write_all(descriptor, chunk, offset)
+    elif offset is None:
+        os.ftruncate(descriptor, os.lseek(descriptor, len(chunk), os.SEEK_CUR))
+
+write_all, mover._write_all = mover._write_all, holes
+before, samples = anonymous(), []
+threading.Thread(target=watch, daemon=True).start()
+folder = Path(sys.argv[1])
+shape = from_hf_config(__import__("json").loads((folder / "hf/config.json").read_text()))
+told = Told(shape)
+
+def step(name, work, *done_with):
+    samples.clear()
+    work()
+    print(name, max([*samples, anonymous()]) - before, flush=True)
+    for path in done_with:
+        shutil.rmtree(folder / path)
+
+def to(name, source, *target, told=told, hashed=False, **more):
+    return lambda: convert(folder / source, folder / name, Target(*target), told, hashed, **more)
+
+plain = Told()
+step("hf, cast, hashed", to("cast", "hf", "hf", "mcore", 1, Stages(), torch.float16, told=plain, hashed=True), "cast")
+step("adapter merged", to("merged", "hf", "hf", changes=Changes(folder / "adapter")), "merged")
+step("hf to meta", to("meta", "hf", "meta", "mcore", 2))
+step("meta to hf", to("checkpoint", "meta", "hf"), "meta")
+step("diff", lambda: diff(folder / "hf", folder / "checkpoint"))
+step("shard", lambda: shard(folder / "checkpoint", folder / "ranks", 2, Stages(1), False), "checkpoint")
+step("merge", lambda: merge(folder / "ranks", folder / "merged"), "ranks", "merged")
+step("hf to mcore", to("mcore", "hf", "megatron", "mcore", 2))
+step("mcore to hf, cast", to("out", "mcore", "hf", "mcore", 1, Stages(), torch.float16), "out", "mcore")
+step("hf to easylm", to("easylm", "hf", "easylm"))
+step("easylm to hf", to("out", "easylm", "hf"), "out", "easylm")
+"""
+
+
+def write_sparse(path: Path) -> None:
+    """A tied Llama of one layer, all its weights a hole in one file."""
+    sizes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
+    layer = "model.layers.0."
+    sizes |= {layer + f"self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
+    sizes |= {layer + f"mlp.{name}_proj.weight": (FFN, HIDDEN) for name in ("gate", "up")}
+    sizes[layer + "mlp.down_proj.weight"] = (HIDDEN, FFN)
+    sizes |= {layer + f"{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
+    sizes["model.norm.weight"] = (HIDDEN,)
+    entries = [Entry(name, torch.bfloat16, size) for name, size in sizes.items()]
+    header = header_bytes(entries, {"format": "pt"})
+    path.mkdir()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + sum(entry.bytes for entry in entries))
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
+        "num_hidden_layers": 1, "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "vocab_size": VOCAB,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": True,
+        "hidden_act": "silu", "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def write_adapter(path: Path) -> None:
+    """LoRA of rank 4 on one matrix: a computed source."""
+    path.mkdir()
+    tensors = {
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, HIDDEN),
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.ones(HIDDEN, 4),
+    }
+    save_file(tensors, path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_anonymous_memory_is_a_few_buffers_in_every_path(tmp_path: Path) -> None:
+    write_sparse(tmp_path / "hf")
+    write_adapter(tmp_path / "adapter")
+    assert VOCAB * HIDDEN * 2 > 600e6 > LIMIT
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    grown = {name: int(size) for name, size in (line.rsplit(" ", 1) for line in done.stdout.splitlines())}
+    assert len(grown) == 11
+    assert max(grown.values()) > 1e6  # it was looked at
+    assert all(size < LIMIT for size in grown.values()), grown
