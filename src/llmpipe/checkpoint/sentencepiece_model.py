@@ -113,8 +113,8 @@ def build(truth: sentencepiece.SentencePieceProcessor, model: Path) -> Tokenizer
 def _model(truth: sentencepiece.SentencePieceProcessor, spec: Spec, pieces: list[str]) -> BPE | Unigram:
     if spec.kind == _UNIGRAM:
         log.warning(
-            "the tokenizer.model is a unigram model: where two splits of a text are equally likely in fp32, transformers"
-            " may take the other than SentencePiece, which llmpipe asks"
+            "the tokenizer.model is a unigram model: where two splits of a text are equally likely in fp32,"
+            " transformers may take the other than SentencePiece, which llmpipe asks"
         )
         scores = [(piece, truth.get_score(number)) for number, piece in enumerate(pieces)]
         return Unigram(scores, truth.unk_id(), spec.byte_fallback)
