@@ -3,7 +3,7 @@
     python benchmarks/kill_drill.py DIRECTORY [--kills 20] [--layers 100] [--seed 0] [--commands convert-cast,shard]
 
 Makes a model in DIRECTORY. A moment is drawn from the time between a command's first file and its last, the start of
-Python left out. After a kill nothing has the output's name but an older whole one; after the rerun nothing else.
+Python left out. After a kill nothing has the output's name but a whole one; after the rerun nothing else.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def killed_and_run_again(arguments: list[str], output: Path, after: float, whole
         raise SystemExit(f"killed after {after:.2f} s: left behind {beside}")
     if output.exists() and files(output) != whole:
         raise SystemExit(f"killed after {after:.2f} s: {output} stands there and is not whole")
-    state = f"{'an older whole one' if output.exists() else 'nothing'} stood there"
+    state = f"{'a whole one' if output.exists() else 'nothing'} stood there"
     state += f" and {len(beside)} hidden folders" if beside else ""
     run(arguments, output)
     if files(output) != whole or [path.name for path in output.parent.iterdir()] != [output.name]:

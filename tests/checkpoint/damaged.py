@@ -29,6 +29,7 @@ MEGATRON = {
 }
 FORMATS = ("hf", "indexed", "bin", "meta", *MEGATRON, "torch_dist", "easylm", "ranks")
 Damage = Callable[[Path], Any]
+Change = Callable[[torch.Tensor], torch.Tensor | None]
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -129,7 +130,7 @@ def _tables(value: Any) -> list[dict[str, Any]]:
     return own + [table for held in value.values() for table in _tables(held)]
 
 
-def to_matrix(change: Callable[[torch.Tensor], torch.Tensor | None]) -> Damage:
+def to_matrix(change: Change) -> Damage:
     """Change a layer's first matrix that is not square; None leaves it out."""
 
     def damage(path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -89,6 +90,17 @@ def test_places_that_cannot_be(
         assert message in capfd.readouterr().err
     assert (tmp_path / "notes").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_verify_says_what_is_wrong_with_a_damaged_reference(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reference = shutil.copytree(models / "hf", tmp_path / "reference")
+    weights = reference / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "none")
+    assert llmpipe(monkeypatch, "verify", models / "checkpoint", "--reference", reference) == 1
+    assert f"{weights} is missing" in capfd.readouterr().err
 
 
 def test_a_link_to_a_directory_stays_one(models: Path, tmp_path: Path) -> None:

@@ -270,7 +270,11 @@ def _sized(buffer: np.ndarray, size: int) -> np.ndarray:
 
 def _write_all(descriptor: int, chunk: np.ndarray, offset: int | None = None) -> None:
     view = chunk.data
-    while len(view):
-        done = os.write(descriptor, view) if offset is None else os.pwrite(descriptor, view, offset)
-        offset = None if offset is None else offset + done
-        view = view[done:]
+    try:
+        while len(view):
+            done = os.write(descriptor, view) if offset is None else os.pwrite(descriptor, view, offset)
+            offset = None if offset is None else offset + done
+            view = view[done:]
+    except OSError as error:  # a full disk: which one
+        error.filename = error.filename or str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        raise

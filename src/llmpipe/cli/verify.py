@@ -31,6 +31,22 @@ def command(subject: Path, reference: Path, output: Path | None) -> None:
     Example:
       llmpipe verify results/models/tiny_llama/checkpoint --reference weights/tiny_llama --output scratch/card.json
     """
+    from llmpipe.errors import UserError
     from llmpipe.verify.gate import verify
 
-    verify(subject, reference, output)
+    try:
+        verify(subject, reference, output)
+    except UserError:
+        raise
+    except Exception:
+        _check_readable(subject, reference)
+        raise
+
+
+def _check_readable(*directories: Path) -> None:
+    """UserError of convert's readers where files are damaged: verify's own, which share none of it, just fail."""
+    from llmpipe.checkpoint.convert import check_floating
+    from llmpipe.checkpoint.formats import open_source
+
+    for directory in directories:
+        check_floating(open_source(directory))
