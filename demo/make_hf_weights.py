@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2Tokenizer
 
 TOKENIZER_DOCUMENTS = 100
 
@@ -61,12 +60,10 @@ def model(name: str) -> PreTrainedModel:
 
 
 def byte_level_tokenizer(corpus: Path, directory: Path) -> None:
-    """tokenizer.json and tokenizer_config.json, trained on the corpus's first documents."""
+    """Qwen's kind of tokenizer, trained on the corpus; transformers takes no other in a Qwen2 directory."""
     with corpus.open(encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in islice(file, TOKENIZER_DOCUMENTS)]
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(texts, COMMON["vocab_size"], special_tokens=["<|endoftext|>"], show_progress=False)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token="<|endoftext|>")
+    fast = Qwen2Tokenizer().train_new_from_iterator(texts, COMMON["vocab_size"], show_progress=False)
     fast.save_pretrained(directory)
 
 
