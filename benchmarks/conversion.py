@@ -100,7 +100,9 @@ def timed(command: list[str]) -> tuple[float, int]:
     return seconds, highest
 
 
-def compare(name: str, source: Path, command: list[str], output: Path, rounds: int) -> dict[str, float | str]:
+def compare(
+    name: str, source: Path, command: list[str], output: Path, rounds: int, keep: bool = False
+) -> dict[str, float | str]:
     """One row of the table: the command between copies of its source."""
     copy, ratios, times, copies, memory = output.parent / "copy", [], [], [], 0
     for _ in range(rounds):
@@ -109,6 +111,8 @@ def compare(name: str, source: Path, command: list[str], output: Path, rounds: i
         shutil.rmtree(output, ignore_errors=True)
         seconds, anonymous = timed(command)
         size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+        if not keep:
+            shutil.rmtree(output)
         after = timed(["cp", "-r", str(source), str(copy)])[0]
         shutil.rmtree(copy)
         times.append(seconds)
@@ -169,8 +173,9 @@ def main() -> None:
     print("| command | GB | seconds | cp, seconds | of cp's throughput | anonymous MB |\n|---|---|---|---|---|---|")
     for name, source, command in rows:
         if not arguments.only or arguments.only in name:
-            compare(name, source, [*LLMPIPE, *command, "--output", out], Path(out), rounds)
-            if "mcore" in name and arguments.peers and not megatron.exists():
+            kept = "mcore" in name and arguments.peers and not megatron.exists()
+            compare(name, source, [*LLMPIPE, *command, "--output", out], Path(out), rounds, kept)
+            if kept:
                 Path(out).rename(megatron)
     for name, program in PEERS.items() if arguments.peers else ():
         source = megatron if "Megatron" in name else checkpoint
