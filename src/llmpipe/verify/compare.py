@@ -87,6 +87,7 @@ def stream(reference: Side, subject: Side, tokens: torch.Tensor, positions: torc
             shown.add(1, where)
             for layer in range(parts):
                 where = f"layer {layer}"
+                _check_there(layer, reference, subject)
                 before, ours = ours, reference.block(layer, ours, positions)
                 trace.local[where] = relative_difference(ours, subject.block(layer, before, positions), before)
                 theirs = subject.block(layer, theirs, positions)
@@ -96,9 +97,15 @@ def stream(reference: Side, subject: Side, tokens: torch.Tensor, positions: torc
             trace.local[where] = relative_difference(logits, local, logits)
             trace.logits = logits, subject.head(theirs)
             shown.add(1, where)
-    except UserError as error:
+    except (UserError, RuntimeError) as error:  # torch's: a tensor does not fit the settings
         trace.broken = f"{where}: {error}"
     return trace
+
+
+def _check_there(layer: int, *sides: Side) -> None:
+    for side in sides:
+        if layer >= side.num_layers:
+            raise UserError(f"{side.path} has {side.num_layers} layers only")
 
 
 @torch.inference_mode()

@@ -59,13 +59,30 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
     assumed = candidate.hyper_parameters()
     if dtype := rounded_to(source, candidate):
         source = open_reference(reference, dtype, assumed, made_from)
-    inventory, tensor = inventory_checks(source, candidate)
+    inventory, tensor = _inventory(source, candidate)
     hyper, parameter = hyper_parameter_checks(source, candidate)
     tokenizer, text = tokenizer_checks(subject, reference, int(float(whole.hyper_parameters()["vocabulary"])))
     numeric, layer = _forward(candidate, source, subject)
-    checks = [*numeric, *inventory, *hyper, *grown, *tokenizer]
-    failed = any(check.verdict == "fail" for check in checks)
-    return checks, (layer or tensor or parameter or text) if failed else None
+    checks = [*numeric, *inventory, *hyper, *grown, *_padding(candidate), *tokenizer]
+    failed = [f"{check.name}: {check.detail}" for check in checks if check.verdict == "fail"]
+    return checks, (layer or tensor or parameter or text or failed[0]) if failed else None
+
+
+def _inventory(source: Reference, candidate: Reference | Cut) -> Findings:
+    """The bytes; copies that differ, or tensors that do not fit the settings, are a difference, too."""
+    try:
+        return inventory_checks(source, candidate)
+    except (UserError, RuntimeError) as error:
+        return [at_most("tensors without a partner", None, 0, str(error))], str(error)
+
+
+def _padding(candidate: Reference | Cut) -> list[Check]:
+    """Megatron takes its padded rows into the softmax: in files that were just made nothing is in them."""
+    if not isinstance(candidate, MegatronModel):
+        return []
+    found = candidate.trained_padding()
+    detail = ", ".join(found) or "those beyond the vocabulary are zeros, or copies of the last true row"
+    return [at_most("tables with other rows in their padding", len(found), 0, detail)]
 
 
 def _before_growth(

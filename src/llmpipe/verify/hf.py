@@ -94,6 +94,7 @@ class HfModel:
             "window": self._window(),
             "tied embedding": int(config.tie_word_embeddings),
             "longest sequence": config.max_position_embeddings,
+            **{f"{name} token": str(getattr(config, f"{name}_token_id", None)) for name in ("bos", "eos")},
         }
 
     @property

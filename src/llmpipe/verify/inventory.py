@@ -193,6 +193,8 @@ def hyper_parameter_checks(reference: Inventory, subject: Inventory) -> Findings
         if name in ours and ours[name] != value  # a foreign format may not say a setting; Hugging Face's says all
     ]
     detail = "; ".join(wrong) or ", ".join(f"{name} {_shown(value)}" for name, value in ours.items())
+    unsaid = [name for name in ours if name not in theirs and not name.endswith(" token")]
+    detail += f"; not said by the source, and so not compared: {', '.join(unsaid)}" if unsaid else ""
     return [at_most("hyper-parameters that differ", len(wrong), 0, detail)], next(iter(wrong), None)
 
 

@@ -98,6 +98,16 @@ class MegatronModel:
             self._check_copy(weight)
         return F.linear(self._norm(hidden, None, "norm"), self._rounded(weight))
 
+    def trained_padding(self) -> list[str]:
+        """The tables whose rows beyond the vocabulary are neither zeros nor copies of the last true row."""
+        found = []
+        for role in ("embedding.weight", "head.weight"):
+            if self.weights.has(None, role):
+                whole = self.weights.read(None, role)
+                rows, last = whole[self.vocab :], whole[self.vocab - 1]
+                found += [] if bool((rows == last).all()) or not bool(rows.any()) else [self.weights.places[None, role]]
+        return found
+
     def _attention(self, layer: int, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         size = self.settings.head_dim
         q, k, v = (self._linear(x, layer, "qkv", part).unflatten(-1, (-1, size)) for part in "qkv")  # (B, T, H or K, D)

@@ -1,0 +1,150 @@
+"""Faults planted in correct conversions, one at a time, and what `llmpipe verify` says of each, and of no fault.
+
+    python benchmarks/planted_faults.py --output docs/numbers/verification.md
+
+Every conversion of the test matrix (tests/matrix: families x formats x TP x PP) is verified in both directions: none
+may be refused. Then each route's subject gets one fault after the other, signed anew, so that only the verification can
+find it. The page has the margins of both: the largest value of each check in a correct conversion, and for each fault
+the smallest by which a check exceeds its limit.
+"""
+
+import argparse
+import logging
+import platform
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/matrix"))
+from matrix_cells import HOLDS, RANKS, SPLITS, back, deal, make, there
+from matrix_models import MODELS
+from planted import NOT_KNOWN, ROUTES, Found, ask, margin, plant_all
+
+PROCESSES = ("2x2", "4x1", "1x3")
+"""Layouts of rank files whose forward is run in tp x pp processes for every model that they fit."""
+
+
+def correct(name: str, folder: Path) -> list[Found]:
+    """Every conversion of a model, verified there and back."""
+    made, found = make(name, folder), []
+    found.append(ask("Hugging Face", "", made.checkpoint, made.hf, folder))
+    for number, layout in enumerate(HOLDS[name]):
+        written = there(made, layout, folder / f"{number}/there")
+        again = back(made, written, folder / f"{number}/back")
+        found.append(ask(layout, "", again, written, folder))
+        found.append(ask(layout, "", written, made.checkpoint, folder))
+    for layout in PROCESSES:
+        if layout in SPLITS.get(name, RANKS):
+            ranks = deal(made, layout, folder / f"ranks {layout}")
+            found.append(ask("rank files", "", ranks, made.checkpoint, folder))
+    return found
+
+
+def number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1e}" if isinstance(value, float) else str(value)
+
+
+def correct_table(right: list[Found]) -> list[str]:
+    """The largest value of each check, and its limit."""
+    values: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for found in right:
+        for check in found.checks:
+            if check["value"] is not None:
+                values[check["name"]].append(check)
+    rows = ["| check | measured | largest | limit | limit / largest |", "|---|---:|---:|---:|---:|"]
+    for name, checks in values.items():
+        worst = max(checks, key=lambda check: check["value"])
+        limit, value = worst["limit"], worst["value"]
+        ratio = f"{limit / value:.0f}" if limit and value else "-"
+        limit = "-" if limit is None else f"{limit:g}"
+        rows.append(f"| {name} | {len(checks)} | {number(value)} | {limit} | {ratio} |")
+    return rows
+
+
+def fault_table(planted: list[Found]) -> list[str]:
+    """Each kind of fault: where it was planted, what found it, and the least that any check exceeded its limit by."""
+    kinds: dict[str, list[Found]] = defaultdict(list)
+    for found in planted:
+        kinds[found.fault].append(found)
+    columns = "fault | routes | caught | by the logits | least | by the bytes | by settings or files | found first at"
+    rows = [f"| {columns} |", "|---|---:|---:|---:|---:|---:|---:|---|"]
+    for name, each in kinds.items():
+        forward = [max((margin(c) for c in f.by if c["limit"]), default=0) for f in each]
+        seen = [value for value in forward if value]
+        least = min(seen, default=0)
+        bytes_ = sum(any(c["name"] in BYTES for c in f.by) for f in each)
+        others = sum(any(c["name"] not in BYTES and not c["limit"] for c in f.by) or not f.checks for f in each)
+        weakest = min(each, key=lambda found: len(found.by) or 99)
+        first = short(weakest.first)
+        shown = "-" if not seen else "∞" if least == float("inf") else f"{least:.1g} times"
+        caught = sum(found.caught for found in each)
+        rows.append(f"| {name} | {len(each)} | {caught} | {len(seen)} | {shown} | {bytes_} | {others} | {first} |")
+    return rows
+
+
+BYTES = {"parameters", "tensors without a partner", "slices not bit-equal", "tensors missing or left over",
+         "tables with other rows in their padding", "storage"}  # fmt: skip
+
+
+def short(text: str) -> str:
+    text = text.replace("|", "\\|").split("/subject")[-1].lstrip("/")
+    return text if len(text) <= 90 else text[:87] + "..."
+
+
+def page(right: list[Found], planted: list[Found], seconds: float) -> str:
+    known = [found for found in planted if (found.route, found.fault) in NOT_KNOWN]
+    planted = [found for found in planted if found not in known]
+    refused = [found for found in right if found.caught]
+    missed = [found for found in planted if not found.caught]
+    kinds = {found.fault for found in planted}
+    lines = [
+        "# What verification finds, and what it lets pass", "",
+        "`benchmarks/planted_faults.py`. Tiny random models by transformers, fp32, of every family; the formats and",
+        "layouts are those of tests/matrix.", "",
+        f"- correct conversions verified: {len(right)}; refused: {len(refused)}",
+        f"- faults planted: {len(planted)} of {len(kinds)} kinds on {len(ROUTES)} routes; not found: {len(missed)}", "",
+        "## Correct conversions", "", *correct_table(right), "",
+        "## Planted faults", "",
+        "By the logits: the routes where the logits, the loss or the divergence exceed their limit, and by how much",
+        "the worst of these exceeds it at least (∞: no number came out: another size, NaN). Faults that the logits do",
+        "not show are found by the bytes, the settings or the files.",
+        "", *fault_table(planted), "",
+        *[f"- **not found**: {found.fault} ({found.route})" for found in missed],
+        *[f"- **refused**: {found.route}: {found.first}" for found in refused],
+        "## What no comparison of files can find", "",
+        *[f"- {found.fault}, {found.route}: {NOT_KNOWN[found.route, found.fault]}" for found in known], "",
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()} CPU, Python {platform.python_version()}, torch"
+        f" {torch.__version__}, transformers {transformers.__version__}; {seconds:.0f} s.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    output = parser.parse_args().output
+    logging.getLogger("llmpipe").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    start, right, planted = time.time(), [], []
+    for name in MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            right += correct(name, Path(folder))
+        print(f"{name}: {len(right)} correct, {sum(found.caught for found in right)} refused", flush=True)
+    for found in plant_all():
+        (planted if found.fault else right).append(found)
+        if found.caught != bool(found.fault):
+            print(f"{found.route}: {found.fault or 'refused'}: {found.first}", flush=True)
+    output.write_text(page(right, planted, time.time() - start))
+    wrong = [found for found in right if found.caught]
+    wrong += [found for found in planted if not found.caught and (found.route, found.fault) not in NOT_KNOWN]
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
