@@ -3,7 +3,6 @@
 import argparse
 import inspect
 import json
-import logging
 import math
 import shutil
 import tempfile
@@ -188,7 +187,6 @@ def ask(route: str, fault: str, subject: Path, reference: Path, folder: Path) ->
 
 def plant_all(routes: tuple[Route, ...] = ROUTES) -> Iterator[Found]:
     """Every route as it is right (fault ""), then with each of its faults."""
-    logging.getLogger("llmpipe").setLevel(logging.ERROR)
     for route in routes:
         with tempfile.TemporaryDirectory() as folder:
             laid = lay(route, Path(folder))

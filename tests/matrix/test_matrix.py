@@ -54,6 +54,11 @@ def test_a_checkpoint_is_transformers_files_and_computes_their_logits(made: Made
     assert difference(made, OurModel(made.checkpoint)) <= LIMIT
 
 
+def settings(path: Path) -> dict[str, float | str]:
+    """All but the special tokens, which other formats leave to the tokenizer; these models have none."""
+    return {name: value for name, value in HfModel(path).hyper_parameters().items() if not name.endswith("token")}
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_there_and_back(made: Made, name: str, tmp_path: Path) -> None:
     if name not in HOLDS[made.name]:
@@ -65,7 +70,7 @@ def test_there_and_back(made: Made, name: str, tmp_path: Path) -> None:
     again = back(made, written, tmp_path / "checkpoint")
     assert not unequal(made, again)
     assert open_source(again).shape == made.shape
-    assert HfModel(again).hyper_parameters() == HfModel(made.hf).hyper_parameters()
+    assert settings(again) == settings(made.hf)
     assert plain_forward(made, written) <= LIMIT
     if name == next(one for one in HOLDS[made.name] if one.split()[0] == name.split()[0]):  # all: planted_faults.py
         assert verify(again, written)["verdict"] == "pass"

@@ -18,8 +18,10 @@ def chosen_faults(number: int) -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(len(ROUTES)), ids=[route.name for route in ROUTES])
-def test_a_correct_conversion_passes_and_no_fault_does(number: int, tmp_path: Path) -> None:
-    logging.getLogger("llmpipe").setLevel(logging.ERROR)
+def test_a_correct_conversion_passes_and_no_fault_does(
+    number: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, logger="llmpipe")
     laid = lay(ROUTES[number], tmp_path)
     (tmp_path / "right").mkdir()
     right = ask(laid.route.name, "", laid.subject, laid.reference, tmp_path / "right")
