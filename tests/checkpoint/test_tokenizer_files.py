@@ -13,14 +13,14 @@ import pytest
 import sentencepiece
 import torch
 from meta_files import VOCAB, write_meta
-from tiktoken_twin import encode as encode_tiktoken
-from tiktoken_twin import write_tiktoken
 from transformers import AutoTokenizer
 
 from llmpipe.checkpoint import manifest, tiktoken_file, tokenizer_files
 from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.formats import Told
 from llmpipe.errors import UserError
+from tiktoken_twin import encode as encode_tiktoken
+from tiktoken_twin import write_tiktoken
 
 TEXTS = (*tokenizer_files.PROBES, *inspect.getsource(typing).split("\n\n\n"), "", " ", "\n", "x" * 3000)
 
