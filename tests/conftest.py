@@ -1,6 +1,8 @@
 """A tiny model and a tiny dataset, made without llmpipe's converters: transformers and hand-written bytes."""
 
+import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """What a test sets in the environment ends with it: evaluate goes offline for the rest of its process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
 
 VOCAB = 203  # odd, so that the vocabulary's slices differ in size
 

@@ -94,3 +94,24 @@ def test_a_manifest_that_is_no_object_is_told(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[]")
     with pytest.raises(UserError, match=r"manifest\.json is damaged .*: run the stage that makes it again"):
         manifest.read(tmp_path)
+
+
+def test_a_directory_is_replaced_only_if_it_is_empty_or_ours(made: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    manifest.check_replaceable(made)
+    (made / "manifest.json").write_text('{"llmpipe": "0.1.0", ')  # ours, damaged
+    manifest.check_replaceable(made)
+    empty = tmp_path_factory.mktemp("empty")
+    manifest.check_replaceable(empty)
+    (empty / ".snakemake_timestamp").touch()
+    manifest.check_replaceable(empty)
+    manifest.check_replaceable(empty / "none")
+
+
+@pytest.mark.parametrize("name", [".bashrc", "notes", "manifest.json"])
+def test_what_others_made_is_kept(name: str, tmp_path: Path) -> None:
+    """Hidden files count: a home directory has no others. An extension's manifest.json is not ours."""
+    (tmp_path / name).write_text('{"manifest_version": 3}')
+    with pytest.raises(UserError, match=rf"--output {re.escape(str(tmp_path))} holds {re.escape(name)} and no"):
+        manifest.check_replaceable(tmp_path)
+    with pytest.raises(UserError, match=r"is a file, which a directory does not replace"):
+        manifest.check_replaceable(tmp_path / name)

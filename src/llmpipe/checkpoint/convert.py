@@ -63,9 +63,8 @@ def convert(
     source = _opened(path, told, target, changes)
     check_output(path, output)
     with atomic_directory(output) as part, ThreadPoolExecutor(1) as beside:
-        came_from = beside.submit(
-            origin, path, detect(path), hashed
-        )  # its hashes are taken while the bytes are in the page cache
+        # the source's hashes are taken while its bytes are in the page cache
+        came_from = beside.submit(origin, path, detect(path), hashed)
         hashes = write(Mover(source, hashed, allow_nonfinite), part, target)
         hashes |= grow.add_to_files(part, changes.tokens) if changes.tokens else {}
         kind = "checkpoint" if target.to == "hf" else target.to
@@ -160,12 +159,4 @@ def check_output(path: Path, output: Path) -> None:
         raise UserError(f"--output {output} holds the source {path} and would replace it: name another directory")
     if path.resolve() in output.resolve().parents:
         raise UserError(f"--output {output} lies inside the source {path}, which is left as it is: name another place")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file, which a directory does not replace: name another place")
-    if output.is_dir() and not (output / manifest.NAME).is_file():
-        found = sorted(entry.name for entry in output.iterdir() if not entry.name.startswith("."))
-        if found:
-            raise UserError(
-                f"--output {output} holds {', '.join(found[:4])} and no {manifest.NAME}: llmpipe did not make it"
-                " and does not replace it: name another directory or remove it"
-            )
+    manifest.check_replaceable(output)

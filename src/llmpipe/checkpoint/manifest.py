@@ -19,6 +19,7 @@ from llmpipe.files import sha256, write_json
 
 NAME = "manifest.json"
 _COUNTED = ".metadata"
+_SNAKEMAKE = ".snakemake_timestamp"  # in a directory that a rule made or is about to make
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +91,25 @@ def check(directory: Path, part: int = 0, parts: int = 1) -> Manifest:
 
 
 def check_replaceable(directory: Path) -> None:
-    """UserError if the directory holds something and has no manifest: then llmpipe did not make it."""
-    if directory.is_dir() and not (directory / NAME).is_file():
-        found = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
-        if found:
-            raise UserError(
-                f"--output {directory} holds {', '.join(found[:4])} and no {NAME}: llmpipe did not make it"
-                " and does not replace it: name another directory or remove it"
-            )
+    """UserError if the directory holds something, hidden files counting, and no manifest of llmpipe's: it is kept."""
+    if not directory.exists() or _is_ours(directory / NAME):
+        return
+    if not directory.is_dir():
+        raise UserError(f"--output {directory} is a file, which a directory does not replace: name another place")
+    found = sorted(entry.name for entry in directory.iterdir() if entry.name != _SNAKEMAKE)
+    if found:
+        raise UserError(
+            f"--output {directory} holds {', '.join(found[:4])} and no {NAME} of llmpipe's: llmpipe did not make it"
+            " and does not replace it: name another directory or remove it"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a manifest is llmpipe's, whatever its state: other tools write files of that name too."""
+    try:
+        return path.is_file() and '"llmpipe"' in path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _entry(path: Path, name: str, known: dict[str, str | None]) -> dict[str, Any]:

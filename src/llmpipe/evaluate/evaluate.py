@@ -30,6 +30,7 @@ from llmpipe.train.record import identity
 
 log = logging.getLogger(__name__)
 
+OFFLINE = ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE")
 OpenEngine = Callable[[Path], Engine]
 
 
@@ -38,7 +39,7 @@ def run(plan: Plan, output: Path, device: str, tp: int) -> None:
     check_output(output)
     check_device(Layout(tp=tp, gpus_per_node=tp, device=device))  # type: ignore[arg-type]
     if plan.offline:
-        for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):  # before lm-eval imports datasets
+        for name in OFFLINE:  # before lm-eval imports datasets
             os.environ.setdefault(name, "1")
     if tp == 1:
         evaluate(plan, output, lambda path: Engine.open(path, inference_dtype(path, device), device))
@@ -48,7 +49,7 @@ def run(plan: Plan, output: Path, device: str, tp: int) -> None:
 
 def check_output(output: Path) -> None:
     """UserError if writing the table would replace a directory of something else."""
-    found = sorted(entry.name for entry in output.glob("*") if not entry.name.startswith("."))
+    found = sorted(entry.name for entry in output.glob("*") if entry.name != ".snakemake_timestamp")
     if found and "table.json" not in found:
         raise UserError(
             f"--output {output} holds {', '.join(found[:4])} and no table.json: it is no evaluation, and evaluate does"
