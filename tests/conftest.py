@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
 
+
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
     """What a test sets in the environment ends with it: evaluate goes offline for the rest of its process."""

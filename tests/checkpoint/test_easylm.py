@@ -238,7 +238,7 @@ def test_what_is_written_is_easylms_own_bytes(
 def test_a_large_tensor_is_written_in_pieces(
     tmp_path: Path, hf: Path, hf_tensors: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmpipe.checkpoint.msgpack_write.record_heads.__defaults__", (5000,))
+    monkeypatch.setattr("llmpipe.checkpoint.containers.msgpack_write.record_heads.__defaults__", (5000,))
     easylm.write(Mover(HfSource(hf)), tmp_path)
     assert b"__msgpack_chunked_array__" in (tmp_path / "streaming_params").read_bytes()
     check(EasyLMSource(tmp_path), hf_tensors)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmpipe.checkpoint import stream
+from llmpipe.checkpoint.containers import safetensors_file
 from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.hf import HfSource
 from llmpipe.errors import UserError
@@ -161,11 +161,12 @@ def test_truncated_weights_are_named(hf: Path) -> None:
 def test_files_that_disagree_are_named(hf: Path, hf_tensors: Tensors) -> None:
     shutil.copy(hf / "model.safetensors", hf / "other.safetensors")
     message = (
-        f"{hf} holds model.safetensors, other.safetensors and no {stream.INDEX} that says which of them make the model"
+        f"{hf} holds model.safetensors, other.safetensors and no {safetensors_file.INDEX} that says which of them make"
+        " the model"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         HfSource(hf)
-    index = hf / stream.INDEX
+    index = hf / safetensors_file.INDEX
     index.write_text("{}")
     with pytest.raises(UserError, match=re.escape(f"{index} has no weight_map: copy or download it again")):
         HfSource(hf)

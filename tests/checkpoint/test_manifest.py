@@ -96,7 +96,9 @@ def test_a_manifest_that_is_no_object_is_told(tmp_path: Path) -> None:
         manifest.read(tmp_path)
 
 
-def test_a_directory_is_replaced_only_if_it_is_empty_or_ours(made: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_directory_is_replaced_only_if_it_is_empty_or_ours(
+    made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     manifest.check_replaceable(made)
     (made / "manifest.json").write_text('{"llmpipe": "0.1.0", ')  # ours, damaged
     manifest.check_replaceable(made)

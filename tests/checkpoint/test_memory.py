@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from llmpipe.checkpoint.stream import Entry, header_bytes
+from llmpipe.checkpoint.containers.safetensors_file import Entry, header_bytes
 
 HIDDEN, FFN, HEADS, VOCAB = 2048, 512, 16, 150_000
 LIMIT = 500e6

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from llmpipe.checkpoint import meta_params, meta_write, mover
+from llmpipe.checkpoint.containers.safetensors_file import Entry, header_bytes, split, write_index
+from llmpipe.checkpoint.containers.torch_skeleton import write_skeleton
 from llmpipe.checkpoint.convert import Target, convert, plan_convert, plan_shard, shard
 from llmpipe.checkpoint.formats import Told
 from llmpipe.checkpoint.layouts import hf_layout
-from llmpipe.checkpoint.stream import Entry, header_bytes, split, write_index
-from llmpipe.checkpoint.torch_skeleton import write_skeleton
 from llmpipe.cli import main
 from llmpipe.families import FAMILIES, named_size, to_hf_config
 from llmpipe.layout import Stages

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from llmpipe.checkpoint.containers.torch_file import verify_crc
 from llmpipe.checkpoint.hf import HfSource, stored_dtype
 from llmpipe.checkpoint.layouts import hf_layout
 from llmpipe.checkpoint.mover import Filled, Mover
-from llmpipe.checkpoint.torch_file import verify_crc
 from llmpipe.checkpoint.torch_write import write_torch_files
 from llmpipe.families import FAMILIES
 

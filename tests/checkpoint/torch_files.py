@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint.torch_file import StoredTensor
+from llmpipe.checkpoint.containers.stored import StoredTensor
 
 
 def loaded(stored: StoredTensor) -> torch.Tensor:

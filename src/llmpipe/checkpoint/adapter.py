@@ -14,7 +14,8 @@ import torch
 
 from llmpipe.checkpoint import tokenizer_files
 from llmpipe.checkpoint.adapter_files import Adapter, Delta, read_adapter
-from llmpipe.checkpoint.blocks import Block, OpenFiles, StoredTensor, as_rectangle, gather_into, same_bytes, straight
+from llmpipe.checkpoint.blocks import Block, OpenFiles, as_rectangle, gather_into, same_bytes, straight
+from llmpipe.checkpoint.containers.stored import StoredTensor
 from llmpipe.checkpoint.layouts import Part, Stored, blocks_of, hf_layout
 from llmpipe.checkpoint.source import Slices, TensorSource, resolved, sizes_of
 from llmpipe.errors import UserError

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llmpipe.checkpoint import stream
-from llmpipe.checkpoint.blocks import StoredTensor
-from llmpipe.checkpoint.torch_file import read_torch_file, tensors
+from llmpipe.checkpoint.containers import safetensors_file
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.torch_file import read_torch_file, tensors
 from llmpipe.errors import UserError
 from llmpipe.files import read_json, sha256
 
@@ -79,7 +79,7 @@ def read_adapter(path: Path) -> Adapter:
     file = next((path / name for name in FILES if (path / name).is_file()), None)
     if file is None:
         raise UserError(f"{path} holds none of {', '.join(FILES)}: copy or download the adapter again")
-    found = stream.read_header(file)[0] if file.suffix == ".safetensors" else tensors(read_torch_file(file))
+    found = safetensors_file.read_header(file)[0] if file.suffix == ".safetensors" else tensors(read_torch_file(file))
     adapter, factors, left_over = Adapter(path, config, file), dict[str, dict[str, StoredTensor]](), []
     for name, tensor in found.items():
         plain = name.removeprefix(_PREFIX)

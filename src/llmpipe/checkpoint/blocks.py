@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from llmpipe import helpers
+from llmpipe.checkpoint.containers.stored import StoredTensor
 from llmpipe.checkpoint.source import Slices, resolved, sizes_of
 from llmpipe.errors import UserError
 from llmpipe.families import Shape, Tensor, layer_of
@@ -19,19 +20,6 @@ from llmpipe.files import CHUNK_BYTES
 
 # Of each file, to tell it from its neighbours: how many places, how much at each; fewer different bytes say nothing.
 _SAMPLES, _SAMPLE_BYTES, _CONSTANT = 8, 4096, 5
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in a file: element (i, j) is at byte offset + itemsize * (i * strides[0] + j * strides[1])."""
-
-    file: Path
-    offset: int
-    """Bytes from the file's beginning."""
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    """In elements."""
 
 
 @dataclass(frozen=True, slots=True)

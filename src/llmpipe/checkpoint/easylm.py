@@ -19,6 +19,8 @@ import torch
 
 from llmpipe.checkpoint.blocks import FileSource
 from llmpipe.checkpoint.carried import carried_files
+from llmpipe.checkpoint.containers.msgpack_file import MsgpackFile, StoredArray, read_msgpack
+from llmpipe.checkpoint.containers.msgpack_write import record_heads
 from llmpipe.checkpoint.easylm_files import (
     METADATA,
     STATE,
@@ -31,8 +33,6 @@ from llmpipe.checkpoint.easylm_files import (
 )  # fmt: skip
 from llmpipe.checkpoint.layouts import Stored, blocks_of, head_rows, whole
 from llmpipe.checkpoint.mover import Filled, Mover, Segments, write_files
-from llmpipe.checkpoint.msgpack_file import MsgpackFile, StoredArray, read_msgpack
-from llmpipe.checkpoint.msgpack_write import record_heads
 from llmpipe.checkpoint.pieces import cut_out, in_pieces
 from llmpipe.checkpoint.source import TensorSource, check_expected, check_tensors
 from llmpipe.errors import UserError

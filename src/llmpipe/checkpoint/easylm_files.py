@@ -8,9 +8,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from llmpipe.checkpoint.inert_names import find
-from llmpipe.checkpoint.msgpack_file import looks_like_msgpack
-from llmpipe.checkpoint.torch_file import read_inert
+from llmpipe.checkpoint.containers.inert_names import find
+from llmpipe.checkpoint.containers.msgpack_file import looks_like_msgpack
+from llmpipe.checkpoint.containers.torch_file import read_inert
 from llmpipe.errors import UserError
 from llmpipe.families import Shape, from_hf_config
 from llmpipe.files import read_json

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint import stream, tokenizer_files
-from llmpipe.checkpoint.blocks import FileSource, StoredTensor, same_bytes
+from llmpipe.checkpoint import tokenizer_files
+from llmpipe.checkpoint.blocks import FileSource, same_bytes
 from llmpipe.checkpoint.carried import carried_files, copy_hashed
+from llmpipe.checkpoint.containers import safetensors_file
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.torch_file import read_torch_file, tensors
 from llmpipe.checkpoint.layouts import Stored, blocks_of, hf_layout
 from llmpipe.checkpoint.mover import Filled, Mover, Segments, write_files
 from llmpipe.checkpoint.source import TensorSource, check_tensors
-from llmpipe.checkpoint.torch_file import read_torch_file, tensors
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, Shape, from_hf_config, to_hf_config
 from llmpipe.files import read_json, write_json
@@ -32,7 +34,7 @@ def weight_files(directory: Path) -> dict[str, list[str] | None]:
 
     safetensors are preferred; pytorch_model.bin is read where there are none.
     """
-    for index, pattern in ((stream.INDEX, "*.safetensors"), (BIN_INDEX, "pytorch_model*.bin")):
+    for index, pattern in ((safetensors_file.INDEX, "*.safetensors"), (BIN_INDEX, "pytorch_model*.bin")):
         if (directory / index).is_file():
             return _indexed(directory / index)
         found = sorted(path.name for path in directory.glob(pattern))
@@ -46,13 +48,13 @@ def weight_files(directory: Path) -> dict[str, list[str] | None]:
 
 
 def _indexed(path: Path) -> dict[str, list[str] | None]:
-    index = read_json(path, stream.GET_AGAIN)
+    index = read_json(path, safetensors_file.GET_AGAIN)
     if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
         raise UserError(f"{path} has no weight_map: copy or download it again")
     files: dict[str, list[str]] = {}
     for name, file in index["weight_map"].items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise UserError(f"{path}: {name} is in {file!r}, which is no file beside it: {stream.GET_AGAIN}")
+            raise UserError(f"{path}: {name} is in {file!r}, which is no file beside it: {safetensors_file.GET_AGAIN}")
         files.setdefault(file, []).append(name)
     return dict(files)
 
@@ -64,7 +66,9 @@ def read_tensors(directory: Path) -> dict[str, StoredTensor]:
         path = directory / file
         if not path.is_file():
             raise UserError(f"{path} is missing, but the index of {directory} lists it: copy or download it again")
-        held = stream.read_header(path)[0] if path.suffix == ".safetensors" else tensors(read_torch_file(path))
+        held = (
+            safetensors_file.read_header(path)[0] if path.suffix == ".safetensors" else tensors(read_torch_file(path))
+        )
         if listed is not None and set(listed) != set(held):
             unlike = sorted(set(listed) ^ set(held))
             raise UserError(
@@ -78,7 +82,7 @@ class HfSource(FileSource):
     """A Hugging Face directory: config.json with safetensors or .bin, one file or many with an index."""
 
     def __init__(self, path: Path):
-        shape = from_hf_config(read_json(path / "config.json", stream.GET_AGAIN), str(path / "config.json"))
+        shape = from_hf_config(read_json(path / "config.json", safetensors_file.GET_AGAIN), str(path / "config.json"))
         self.family = FAMILIES[shape.family]
         super().__init__(path, shape, self.family.keys(shape))
         self._stored = read_tensors(path)
@@ -129,8 +133,8 @@ def _copy_weights(mover: Mover, directory: Path) -> dict[str, str | None]:
     source = mover.source.path
     files = weight_files(source)
     names = {name: name for name in files} if None not in files.values() else dict.fromkeys(files, "model.safetensors")
-    if (source / stream.INDEX).is_file():
-        names[stream.INDEX] = stream.INDEX
+    if (source / safetensors_file.INDEX).is_file():
+        names[safetensors_file.INDEX] = safetensors_file.INDEX
     total = sum((source / name).stat().st_size for name in names)
     with progress("convert (copy)", total, "B") as shown, ThreadPoolExecutor(1) as beside:
         finite = beside.submit(mover.check_finite, targets(mover.source))
@@ -145,7 +149,7 @@ def targets(source: TensorSource, dtype: torch.dtype | None = None) -> dict[str,
     """The weight files of a checkpoint and the tensors of each; `dtype` None keeps each tensor's stored type."""
     layout = hf_layout(FAMILIES[source.shape.family], source.shape)
     filled = {stored.name: Filled(stored, dtype or stored_dtype(source, stored)) for stored in layout}
-    files = stream.split({name: tensor.bytes for name, tensor in filled.items()})
+    files = safetensors_file.split({name: tensor.bytes for name, tensor in filled.items()})
     return {file: [filled[name] for name in names] for file, names in files.items()}
 
 
@@ -153,15 +157,16 @@ def _write_weights(mover: Mover, directory: Path, dtype: torch.dtype | None) -> 
     files = targets(mover.source, dtype)
     total = sum(tensor.bytes for tensors in files.values() for tensor in tensors)
     with progress("convert", total, "B") as shown:
-        hashes = write_files(mover, {directory / name: safetensors_file(held) for name, held in files.items()}, shown)
+        segments = {directory / name: safetensors_segments(held) for name, held in files.items()}
+        hashes = write_files(mover, segments, shown)
     names = {file: [tensor.stored.name for tensor in tensors] for file, tensors in files.items()}
-    return {**hashes, **stream.write_index(directory, names, total)}
+    return {**hashes, **safetensors_file.write_index(directory, names, total)}
 
 
-def safetensors_file(tensors: list[Filled], metadata: dict[str, str] | None = None) -> Segments:
+def safetensors_segments(tensors: list[Filled], metadata: dict[str, str] | None = None) -> Segments:
     """The header and the tensors of a safetensors file."""
-    entries = [stream.Entry(tensor.stored.name, tensor.dtype, tensor.stored.shape) for tensor in tensors]
-    return [stream.header_bytes(entries, metadata or {"format": "pt"}), *tensors]
+    entries = [safetensors_file.Entry(tensor.stored.name, tensor.dtype, tensor.stored.shape) for tensor in tensors]
+    return [safetensors_file.header_bytes(entries, metadata or {"format": "pt"}), *tensors]
 
 
 def stored_dtype(source: TensorSource, stored: Stored) -> torch.dtype:
@@ -178,7 +183,7 @@ def _write_config(source: TensorSource, directory: Path, dtype: torch.dtype | No
     types = {dtype or source.dtype(key) for key in source.keys()}  # noqa: SIM118
     written = _name(types.pop()) if len(types) == 1 else None
     if (source.path / "config.json").is_file():
-        config = read_json(source.path / "config.json", stream.GET_AGAIN)
+        config = read_json(source.path / "config.json", safetensors_file.GET_AGAIN)
         if written not in (None, config.get("dtype"), config.get("torch_dtype")) and not copied:
             config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": written}
         config |= _changed(from_hf_config(config), source.shape)

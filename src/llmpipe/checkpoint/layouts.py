@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmpipe.checkpoint.blocks import Block, StoredTensor, as_rectangle, matrix
+from llmpipe.checkpoint.blocks import Block, as_rectangle, matrix
+from llmpipe.checkpoint.containers.stored import StoredTensor
 from llmpipe.checkpoint.source import Slices, sizes_of
 from llmpipe.families import Shape, Tensor
 from llmpipe.families.family import Family, layer_of

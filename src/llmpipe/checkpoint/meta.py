@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.checkpoint import meta_write
-from llmpipe.checkpoint.blocks import FileSource, StoredTensor, same_bytes
+from llmpipe.checkpoint.blocks import FileSource, same_bytes
+from llmpipe.checkpoint.containers.safetensors_file import GET_AGAIN
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.torch_file import archive_name, read_torch_file
 from llmpipe.checkpoint.layouts import blocks_of
 from llmpipe.checkpoint.source import check_expected, check_tensors
-from llmpipe.checkpoint.stream import GET_AGAIN
-from llmpipe.checkpoint.torch_file import archive_name, read_torch_file
 from llmpipe.errors import UserError, nearest
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.files import read_json

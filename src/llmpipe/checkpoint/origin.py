@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llmpipe.checkpoint import distcp, manifest
+from llmpipe.checkpoint import manifest
+from llmpipe.checkpoint.containers import distcp
+from llmpipe.checkpoint.containers.torch_file import verify_crc
 from llmpipe.checkpoint.easylm_files import split_prefix, weights_file
-from llmpipe.checkpoint.torch_file import verify_crc
 from llmpipe.errors import UserError
 from llmpipe.files import sha256
 

@@ -1,8 +1,8 @@
 """Parts of stored tensors: rectangles of a layout's tensor, and where the flat runs of a file's array lie in it."""
 
-from llmpipe.checkpoint.blocks import StoredTensor
+from llmpipe.checkpoint.containers.msgpack_file import StoredArray
+from llmpipe.checkpoint.containers.stored import StoredTensor
 from llmpipe.checkpoint.layouts import Part, Stored
-from llmpipe.checkpoint.msgpack_file import StoredArray
 
 
 def in_pieces(stored: Stored, array: StoredArray) -> list[tuple[Stored, StoredTensor]]:

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint import manifest, stream
+from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.blocks import FileSource
 from llmpipe.checkpoint.carried import carried_files, copy_hashed
-from llmpipe.checkpoint.hf import safetensors_file
+from llmpipe.checkpoint.containers import safetensors_file
+from llmpipe.checkpoint.hf import safetensors_segments
 from llmpipe.checkpoint.layouts import Stored, blocks_of, piece
 from llmpipe.checkpoint.mover import Filled, Mover, write_files
 from llmpipe.checkpoint.source import TensorSource, check_tensors
@@ -59,7 +60,7 @@ def write(mover: Mover, directory: Path, tp: int, stages: Stages) -> manifest.Ma
     files = targets(source, tp, stages)
     with progress("shard", sum(tensor.bytes for tensors in files.values() for tensor in tensors), "B") as shown:
         segments = {
-            directory / name: safetensors_file(tensors, _metadata(tp, stages, name, {"checkpoint": digest}))
+            directory / name: safetensors_segments(tensors, _metadata(tp, stages, name, {"checkpoint": digest}))
             for name, tensors in files.items()
         }
         hashes = write_files(mover, segments, shown)
@@ -79,10 +80,10 @@ def write_rank(
 
     `metadata` is what stands in the header beside the layout: {"checkpoint": digest}.
     """
-    entries = [stream.Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()]
+    entries = [safetensors_file.Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()]
     path = directory / file_name(tp_rank, pp_rank)
     header = _metadata(tp, stages, path.name, metadata)
-    return stream.write_file(path, entries, lambda key: tensors[key].detach().cpu(), header)
+    return safetensors_file.write_file(path, entries, lambda key: tensors[key].detach().cpu(), header)
 
 
 def finish(
@@ -113,7 +114,7 @@ def _metadata(tp: int, stages: Stages, name: str, more: dict[str, str]) -> dict[
 
 def read_layout(path: Path) -> tuple[int, Stages]:
     """tp and the stages that the header of a rank's file says."""
-    _, metadata = stream.read_header(path)
+    _, metadata = safetensors_file.read_header(path)
     try:
         layers = tuple(map(int, metadata["layers"].split(","))) if "layers" in metadata else ()
         return int(metadata["tp"]), Stages(int(metadata["pp"]), int(metadata.get("vp", 1)), layers)
@@ -129,7 +130,7 @@ class RankFilesSource(FileSource):
         shape = from_hf_config(read_json(config, "shard the checkpoint again"), str(config))
         super().__init__(path, shape, FAMILIES[shape.family].keys(shape))
         self.tp, self.stages = read_layout(path / file_name(0, 0))
-        self._checkpoint = stream.read_header(path / file_name(0, 0))[1].get("checkpoint")
+        self._checkpoint = safetensors_file.read_header(path / file_name(0, 0))[1].get("checkpoint")
         self._regions: set[tuple[str, str]] = set()
         for name, tensors in layout(shape, self.tp, self.stages).items():
             self._add_file(path / name, tensors)
@@ -138,7 +139,7 @@ class RankFilesSource(FileSource):
     def _add_file(self, path: Path, tensors: list[Stored]) -> None:
         """The file's slices and nothing else; copies of a slice are read once."""
         self._check_rank(path)
-        held, metadata = stream.read_header(path)
+        held, metadata = safetensors_file.read_header(path)
         check_tensors(path, {one.name: one.shape for one in tensors}, {name: t.shape for name, t in held.items()})
         if metadata.get("checkpoint") != self._checkpoint:
             raise UserError(
@@ -167,6 +168,6 @@ class RankFilesSource(FileSource):
                 f"{path} is of tp{tp}-{stages.name}, but {file_name(0, 0)} beside it is of"
                 f" tp{self.tp}-{self.stages.name}: shard the checkpoint again"
             )
-        rank = stream.read_header(path)[1].get("rank", path.stem)
+        rank = safetensors_file.read_header(path)[1].get("rank", path.stem)
         if rank != path.stem:
             raise UserError(f"{path} is the file of rank {rank} under another's name: shard the checkpoint again")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from llmpipe.checkpoint.containers.torch_skeleton import seal, write_skeleton
 from llmpipe.checkpoint.mover import Filled, Mover
-from llmpipe.checkpoint.torch_skeleton import seal, write_skeleton
 from llmpipe.files import sha256
 from llmpipe.progress import Progress
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from llmpipe.checkpoint.containers.inert_names import find
+from llmpipe.checkpoint.containers.msgpack_file import StoredArray, read_msgpack
+from llmpipe.checkpoint.containers.torch_file import read_inert
 from llmpipe.checkpoint.easylm_files import metadata_of, split_prefix, weights_file
-from llmpipe.checkpoint.inert_names import find
-from llmpipe.checkpoint.msgpack_file import StoredArray, read_msgpack
-from llmpipe.checkpoint.torch_file import read_inert
 from llmpipe.errors import UserError
 
 # Settings by the names of the card, and the words for them in llama_config and config.json.

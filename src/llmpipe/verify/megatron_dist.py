@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from llmpipe.checkpoint.distcp import Sharded, locate, read_distcp
-from llmpipe.checkpoint.torch_file import read_torch_file
+from llmpipe.checkpoint.containers.distcp import Sharded, locate, read_distcp
+from llmpipe.checkpoint.containers.torch_file import read_torch_file
 from llmpipe.errors import UserError
 from llmpipe.verify.megatron_files import Maps, arguments_of, iteration_of
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint.inert import StandIn
-from llmpipe.checkpoint.torch_file import StoredTensor, read_torch_file
+from llmpipe.checkpoint.containers.inert import StandIn
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.torch_file import read_torch_file
 from llmpipe.errors import UserError
 
 _RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_dp_000)?")  # _dp: alibaba's --distributed-checkpointing

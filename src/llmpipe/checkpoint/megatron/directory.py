@@ -4,7 +4,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from llmpipe.checkpoint import distcp
+from llmpipe.checkpoint.containers import distcp
 from llmpipe.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"

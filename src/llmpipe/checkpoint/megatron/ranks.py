@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint.blocks import StoredTensor
-from llmpipe.checkpoint.distcp import Sharded, locate, read_distcp
-from llmpipe.checkpoint.inert import StandIn
+from llmpipe.checkpoint.containers.distcp import Sharded, locate, read_distcp
+from llmpipe.checkpoint.containers.inert import StandIn
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.torch_file import read_torch_file, tensors
 from llmpipe.checkpoint.megatron.directory import is_torch_dist, rank_files
 from llmpipe.checkpoint.megatron.layout import Place
-from llmpipe.checkpoint.torch_file import read_torch_file, tensors
 from llmpipe.errors import UserError
 
 log = logging.getLogger(__name__)

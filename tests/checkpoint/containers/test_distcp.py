@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch_files import loaded
 
-from llmpipe.checkpoint.distcp import Sharded, locate, read_distcp
-from llmpipe.checkpoint.torch_file import read_torch_file, verify_crc
+from llmpipe.checkpoint.containers.distcp import Sharded, locate, read_distcp
+from llmpipe.checkpoint.containers.torch_file import read_torch_file, verify_crc
 from llmpipe.errors import UserError
 from llmpipe.parallel.processes import run_ranks
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from easylm_files import chunked, pack, write_nested, write_stream
-from llmpipe.checkpoint.msgpack_file import StoredArray, looks_like_msgpack, read_msgpack
-from llmpipe.checkpoint.msgpack_write import record_heads
+from llmpipe.checkpoint.containers.msgpack_file import StoredArray, looks_like_msgpack, read_msgpack
+from llmpipe.checkpoint.containers.msgpack_write import record_heads
 from llmpipe.errors import UserError
 
 DTYPES = (

@@ -8,7 +8,7 @@ import struct
 
 import torch
 
-from llmpipe.checkpoint.msgpack_file import CHUNKED
+from llmpipe.checkpoint.containers.msgpack_file import CHUNKED
 from llmpipe.errors import UserError
 
 _CHUNK_BYTES = 1 << 30  # flax's MAX_CHUNK_SIZE

@@ -19,8 +19,9 @@ from typing import IO, Any
 import torch
 from torch._utils import _rebuild_tensor_v2  # the name that stands in every file of torch.save
 
-from llmpipe.checkpoint.torch_file import STORAGES, StoredTensor, read_torch_file, tensors
-from llmpipe.checkpoint.zip_records import crc_of, directory_entries, read_records
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.torch_file import STORAGES, read_torch_file, tensors
+from llmpipe.checkpoint.containers.zip_records import crc_of, directory_entries, read_records
 from llmpipe.errors import UserError
 
 _ALIGNMENT = 64

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from llmpipe.checkpoint import stream
+from llmpipe.checkpoint.containers import safetensors_file
 from llmpipe.errors import UserError
 
 TENSORS = {
@@ -24,13 +24,13 @@ TENSORS = {
 }
 
 
-def entries(tensors: dict[str, torch.Tensor]) -> list[stream.Entry]:
-    return [stream.Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+def entries(tensors: dict[str, torch.Tensor]) -> list[safetensors_file.Entry]:
+    return [safetensors_file.Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
 
 
 def test_file_is_read_by_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    digest = stream.write_file(path, entries(TENSORS), TENSORS.__getitem__, {"format": "pt", "tp": "2"})
+    digest = safetensors_file.write_file(path, entries(TENSORS), TENSORS.__getitem__, {"format": "pt", "tp": "2"})
     loaded = load_file(path)
     assert loaded.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -44,7 +44,7 @@ def test_file_is_read_by_safetensors(tmp_path: Path) -> None:
 def test_bytes_are_those_of_the_format(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensor = torch.tensor([[1.0, -2.0]], dtype=torch.bfloat16)
-    stream.write_file(path, entries({"w": tensor}), lambda _: tensor, {})
+    safetensors_file.write_file(path, entries({"w": tensor}), lambda _: tensor, {})
     header = b'{"w":{"dtype":"BF16","shape":[1,2],"data_offsets":[0,4]}}'
     header += b" " * (-len(header) % 8)
     # bfloat16: 1.0 is 0x3f80, -2.0 is 0xc000, little endian
@@ -58,19 +58,19 @@ def test_tensors_are_asked_for_one_at_a_time_and_cast(tmp_path: Path) -> None:
         asked.append(name)
         return torch.full((2, 3), 1.0 + 2**-12).T  # not contiguous, not bfloat16
 
-    wanted = [stream.Entry(name, torch.bfloat16, (3, 2)) for name in ("z", "a")]
-    stream.write_file(tmp_path / "x.safetensors", wanted, read, {})
+    wanted = [safetensors_file.Entry(name, torch.bfloat16, (3, 2)) for name in ("z", "a")]
+    safetensors_file.write_file(tmp_path / "x.safetensors", wanted, read, {})
     assert asked == ["z", "a"]
     assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], torch.ones(3, 2, dtype=torch.bfloat16))
 
 
 def test_model_in_one_file_or_in_numbered_files_with_an_index(tmp_path: Path) -> None:
     sizes = {f"t{i}": 40 for i in range(5)} | {"large": 400}
-    assert stream.split(sizes) == {"model.safetensors": list(sizes)}
+    assert safetensors_file.split(sizes) == {"model.safetensors": list(sizes)}
     names = [f"model-0000{i}-of-00004.safetensors" for i in range(1, 5)]
-    files = stream.split(sizes, max_file_bytes=90)
+    files = safetensors_file.split(sizes, max_file_bytes=90)
     assert files == {names[0]: ["t0", "t1"], names[1]: ["t2", "t3"], names[2]: ["t4"], names[3]: ["large"]}
-    hashes = stream.write_index(tmp_path, files, 600)
+    hashes = safetensors_file.write_index(tmp_path, files, 600)
     index = tmp_path / "model.safetensors.index.json"
     assert hashes == {index.name: hashlib.sha256(index.read_bytes()).hexdigest()}
     assert json.loads(index.read_text()) == {
@@ -79,12 +79,12 @@ def test_model_in_one_file_or_in_numbered_files_with_an_index(tmp_path: Path) ->
             "t0": names[0], "t1": names[0], "t2": names[1], "t3": names[1], "t4": names[2], "large": names[3],
         },
     }  # fmt: skip
-    assert stream.write_index(tmp_path, {"model.safetensors": list(sizes)}, 600) == {}
+    assert safetensors_file.write_index(tmp_path, {"model.safetensors": list(sizes)}, 600) == {}
 
 
 def test_header_is_read_as_safetensors_wrote_it(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors", {"k": "v"})
-    found, metadata = stream.read_header(tmp_path / "x.safetensors")
+    found, metadata = safetensors_file.read_header(tmp_path / "x.safetensors")
     assert {name: (e.dtype, e.shape) for name, e in found.items()} == {
         name: (t.dtype, tuple(t.shape)) for name, t in TENSORS.items()
     }
@@ -98,7 +98,7 @@ def test_truncated_file_is_named_with_bytes_found_and_expected(tmp_path: Path) -
     path.write_bytes(path.read_bytes()[:-3])
     message = f"{path} is truncated: {size - 3} bytes found, {size} expected: copy or download it again"
     with pytest.raises(UserError, match=re.escape(message)):
-        stream.read_header(path)
+        safetensors_file.read_header(path)
 
 
 @pytest.mark.parametrize(("data", "message"), [
@@ -111,10 +111,10 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes, message: str) -> N
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
     with pytest.raises(UserError, match=re.escape(f"{path} {message}")):
-        stream.read_header(path)
+        safetensors_file.read_header(path)
 
 
 def test_unknown_type_is_named(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(2, dtype=torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"x\.safetensors: the tensor w is of type F8_E4M3; llmpipe reads F64, F32"):
-        stream.read_header(tmp_path / "x.safetensors")
+        safetensors_file.read_header(tmp_path / "x.safetensors")

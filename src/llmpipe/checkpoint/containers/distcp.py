@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmpipe.checkpoint.inert import StandIn
-from llmpipe.checkpoint.inert_names import find
-from llmpipe.checkpoint.torch_file import NAMES, StoredTensor, is_sizes, read_inert, read_torch_file
+from llmpipe.checkpoint.containers.inert import StandIn
+from llmpipe.checkpoint.containers.inert_names import find
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.torch_file import NAMES, is_sizes, read_inert, read_torch_file
 from llmpipe.errors import UserError
 
 METADATA = ".metadata"

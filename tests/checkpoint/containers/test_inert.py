@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch_files import Namer, filled, write_zip
 
-from llmpipe.checkpoint.inert import StandIn
-from llmpipe.checkpoint.torch_file import read_torch_file
+from llmpipe.checkpoint.containers.inert import StandIn
+from llmpipe.checkpoint.containers.torch_file import read_torch_file
 from llmpipe.errors import UserError
 
 _heard: list[str] | None = None

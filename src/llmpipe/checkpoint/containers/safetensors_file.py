@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint.blocks import StoredTensor
+from llmpipe.checkpoint.containers.stored import StoredTensor
 from llmpipe.errors import UserError
 from llmpipe.files import CHUNK_BYTES, sha256, write_json
 from llmpipe.progress import Progress

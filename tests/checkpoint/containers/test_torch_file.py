@@ -21,9 +21,10 @@ import pytest
 import torch
 from torch_files import all_loaded, filled, loaded, write_zip
 
-from llmpipe.checkpoint.inert import StandIn
-from llmpipe.checkpoint.inert_names import Array
-from llmpipe.checkpoint.torch_file import StoredTensor, read_torch_file, tensors, verify_crc
+from llmpipe.checkpoint.containers.inert import StandIn
+from llmpipe.checkpoint.containers.inert_names import Array
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.torch_file import read_torch_file, tensors, verify_crc
 from llmpipe.errors import UserError
 
 DTYPES = (

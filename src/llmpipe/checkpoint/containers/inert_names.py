@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmpipe.checkpoint.inert import Damaged, Maker, Refused, StandIn, Table, check_key
+from llmpipe.checkpoint.containers.inert import Damaged, Maker, Refused, StandIn, Table, check_key
 
 # Python's own modules, with those that other versions have.
 _PYTHONS = sys.stdlib_module_names | {"__builtin__", "commands", "copy_reg", "cPickle", "distutils", "imp", "popen2"}

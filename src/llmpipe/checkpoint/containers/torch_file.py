@@ -15,10 +15,10 @@ from typing import IO, Any
 
 import torch
 
-from llmpipe.checkpoint.blocks import StoredTensor
-from llmpipe.checkpoint.inert import Damaged, Maker, Refused, StandIn, unpickle
-from llmpipe.checkpoint.inert_names import find
-from llmpipe.checkpoint.zip_records import Record, crc_of, read_records
+from llmpipe.checkpoint.containers.inert import Damaged, Maker, Refused, StandIn, unpickle
+from llmpipe.checkpoint.containers.inert_names import find
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.zip_records import Record, crc_of, read_records
 from llmpipe.errors import UserError
 
 STORAGES = {

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmpipe.checkpoint.torch_file import STORAGES, StoredTensor, read_torch_file, tensors, verify_crc
-from llmpipe.checkpoint.torch_skeleton import seal, write_skeleton
-from llmpipe.checkpoint.zip_records import combined_crc
+from llmpipe.checkpoint.containers.stored import StoredTensor
+from llmpipe.checkpoint.containers.torch_file import STORAGES, read_torch_file, tensors, verify_crc
+from llmpipe.checkpoint.containers.torch_skeleton import seal, write_skeleton
+from llmpipe.checkpoint.containers.zip_records import combined_crc
 from llmpipe.errors import UserError
 
 DTYPES = [dtype for name, dtype in STORAGES.items() if name != "UntypedStorage"]

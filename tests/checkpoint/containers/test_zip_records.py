@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch_files import all_loaded, filled, write_zip
 
-from llmpipe.checkpoint.torch_file import read_torch_file
+from llmpipe.checkpoint.containers.torch_file import read_torch_file
 from llmpipe.errors import UserError
 
 
