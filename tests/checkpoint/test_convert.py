@@ -80,7 +80,8 @@ def test_output_that_would_be_lost_is_refused(meta: Path, tmp_path: Path) -> Non
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
     message = (
-        f"--output {tmp_path / 'mine'} holds thesis.tex and no manifest.json: llmpipe did not make it and does not"
+        f"--output {tmp_path / 'mine'} holds thesis.tex and no manifest.json of llmpipe's: llmpipe did not make it and"
+        " does not"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         convert(meta, tmp_path / "mine")
