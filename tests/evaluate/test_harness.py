@@ -10,7 +10,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from llmpipe.data.tokenizer import Tokenizer
+from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.evaluate.harness import HarnessModel, measures, run_tasks
 from llmpipe.evaluate.table import Measure
@@ -20,7 +20,7 @@ from tiny_llama import POSITIONS, TEXT
 
 @pytest.fixture(scope="module")
 def ours(checkpoint: Path) -> HarnessModel:
-    return HarnessModel(Engine.open(checkpoint), Tokenizer(checkpoint), POSITIONS)
+    return HarnessModel(Engine.open(checkpoint), open_tokenizer(checkpoint), POSITIONS)
 
 
 @pytest.fixture(scope="module")

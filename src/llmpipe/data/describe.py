@@ -59,9 +59,9 @@ def histogram(lengths: NDArray[np.int64]) -> list[str]:
 def first_documents(prefix: Path, tokenizer_path: Path, count: int) -> str:
     """The beginnings of the first documents as text; UserError if another tokenizer made them."""
     from llmpipe.data.loader import check_tokenizer  # here, because it imports torch
-    from llmpipe.data.tokenizer import Tokenizer
+    from llmpipe.data.tokenizer import open_tokenizer
 
-    tokenizer, reader = Tokenizer(tokenizer_path), Reader(prefix)
+    tokenizer, reader = open_tokenizer(tokenizer_path), Reader(prefix)
     check_tokenizer(prefix, tokenizer.path)
     lines = []
     for number in range(min(count, reader.num_documents)):

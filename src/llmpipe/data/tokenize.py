@@ -14,7 +14,7 @@ from llmpipe.config import Corpus, load
 from llmpipe.data import manifest
 from llmpipe.data.indexed import Writer, token_dtype
 from llmpipe.data.sources import documents, find_files
-from llmpipe.data.tokenizer import Tokenizer
+from llmpipe.data.tokenizer import Tokenizer, open_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.files import sha256
 from llmpipe.progress import Progress, progress
@@ -40,7 +40,7 @@ def corpus_of(inputs: list[Path], **options: Any) -> Corpus:
 
 def tokenize(corpus: Corpus, tokenizer_path: Path, output: Path, workers: int) -> None:
     """Write the corpus as the dataset `output`, the same bytes for any number of workers (threads)."""
-    tokenizer = Tokenizer(tokenizer_path)
+    tokenizer = open_tokenizer(tokenizer_path)
     bos, eod = _marks(corpus, tokenizer)
     files = find_files([Path(file) for file in corpus.files])
     total, empty = sum(path.stat().st_size for path in files), 0

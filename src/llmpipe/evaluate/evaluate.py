@@ -15,7 +15,7 @@ from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.indexed import Reader
 from llmpipe.data.loader import check_tokenizer, check_vocab, heldout
 from llmpipe.data.sampling import part_of
-from llmpipe.data.tokenizer import Tokenizer
+from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.evaluate.perplexity import count_tokens, model_perplexity, unigram_perplexity
 from llmpipe.evaluate.plan import PERPLEXITY, Plan
@@ -87,7 +87,7 @@ def evaluate(plan: Plan, output: Path, open_engine: OpenEngine) -> None:
 
 def measure(plan: Plan, weights: Path, open_engine: OpenEngine) -> list[Measure]:
     """All tasks with one model."""
-    tokenizer = Tokenizer(weights)
+    tokenizer = open_tokenizer(weights)
     engine = open_engine(weights)
     window = min(plan.seq_len or engine.shape.max_positions, engine.shape.max_positions)
     found: list[Measure] = []

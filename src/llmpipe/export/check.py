@@ -16,7 +16,7 @@ import torch.distributed as dist
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.rank_files import RankFilesSource
 from llmpipe.checkpoint.source import TensorSource
-from llmpipe.data.tokenizer import Tokenizer
+from llmpipe.data.tokenizer import Tokenizer, open_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES
 from llmpipe.inference.forward import Engine
@@ -49,14 +49,14 @@ def check_export(weights: Path, directory: Path) -> dict[str, Any]:
     """The numbers of the comparison; UserError at the first difference."""
     source = open_source(weights)
     num_tensors = check_tensors(source, open_source(directory))
-    prompts = check_prompts(Tokenizer(weights), directory)
+    prompts = check_prompts(open_tokenizer(weights), directory)
     probe = probe_rows(source.shape.vocab)
     tp, pp = (source.tp, source.stages.pp) if isinstance(source, RankFilesSource) else (1, 1)
     ours = run_ranks(rank_answers, tp * pp, weights, probe, prompts, tp, pp)[0]  # first: fork before torch has threads
     theirs = transformers_answers(directory, probe, prompts)
     difference = check_logits(ours.logits, theirs.logits)
     ties = check_greedy(ours, theirs)
-    tokenizer = Tokenizer(weights)
+    tokenizer = open_tokenizer(weights)
     return {
         "tensors": {"bit_equal": num_tensors},
         "logits": difference,

@@ -1,0 +1,62 @@
+"""What every kind of tokenizer offers to the rest of llmpipe."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from llmpipe.data.tokenizers import beside
+from llmpipe.errors import UserError, nearest
+from llmpipe.files import sha256
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back. Text is data: `<s>` written in it stays text, whatever the kind."""
+
+    kind: str
+    """The library whose answer is the truth."""
+
+    def __init__(self, path: Path, size: int, special: dict[str, int], bos_id: int, eos_id: int):
+        """`size`: of the file `path` alone, without tokens added beside it; `special`: ids that no text gives."""
+        self.path, self.special, self.bos_id, self.eos_id = path, special, bos_id, eos_id
+        self.vocab_size = max(size, 1 + max(special.values(), default=-1))
+        """Every id is below it."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without BOS and EOS."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[bytes], threads: int) -> list[list[int]]:
+        """The ids of many texts in valid UTF-8."""
+
+    @abstractmethod
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids; special tokens such as BOS give none."""
+
+    @abstractmethod
+    def _piece_id(self, name: str) -> int | None:
+        """The id of an ordinary piece of the vocabulary."""
+
+    def token_id(self, name: str) -> int:
+        """The id of a token by its name, as `<|im_start|>`; UserError if the vocabulary has none of it."""
+        number = self.special.get(name, self._piece_id(name))
+        if number is None:
+            raise UserError(f"{self.path} has no token {name!r}: {nearest(name, self.special)}")
+        return number
+
+    @cached_property
+    def add_bos(self) -> bool:
+        """Whether documents start with BOS unless told otherwise."""
+        return beside.adds_bos(self.path.parent, self.bos_id)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of each file beside `path` that is of this tokenizer, by name; `path` comes first."""
+        names = dict.fromkeys((self.path.name, *beside.FILES))
+        return {name: sha256(path) for name in names if (path := self.path.with_name(name)).is_file()}
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that decides the ids."""
+        return self.files[self.path.name]

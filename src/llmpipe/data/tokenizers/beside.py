@@ -1,0 +1,60 @@
+"""The files that lie beside a tokenizer: which tokens were added to it, and which mark a document."""
+
+from pathlib import Path
+from typing import Any
+
+from llmpipe.errors import UserError
+from llmpipe.files import read_json
+
+MODEL, TEKKEN, JSON = "tokenizer.model", "tekken.json", "tokenizer.json"
+CONFIG, ADDED, MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+FILES = (MODEL, TEKKEN, JSON, CONFIG, ADDED, MAP)
+"""What a tokenizer may be made of."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if there is no such file."""
+    found = read_json(path, "copy or download it again") if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object: copy or download it again")
+    return found
+
+
+def added_tokens(folder: Path) -> dict[str, int]:
+    """Every token that was added to the tokenizer of a folder, by name."""
+    decoder = read(folder / CONFIG).get("added_tokens_decoder") or {}
+    whole = read(folder / JSON).get("added_tokens") or []
+    found = {token["content"]: int(number) for number, token in decoder.items()}
+    return found | {token["content"]: int(token["id"]) for token in whole} | read(folder / ADDED)
+
+
+def special_names(folder: Path) -> list[str]:
+    """The tokens that tokenizer_config.json and special_tokens_map.json call special."""
+    config = read(folder / CONFIG)
+    decoder = config.get("added_tokens_decoder") or {}
+    found = [token["content"] for token in decoder.values() if token.get("special")]
+    for settings in (config, read(folder / MAP)):
+        found += [name for key, value in settings.items() if key.endswith("_token") and (name := _name(value))]
+        more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+        found += [name for value in (more.values() if isinstance(more, dict) else more) if (name := _name(value))]
+    return list(dict.fromkeys(found))
+
+
+def mark(folder: Path, role: str) -> str | None:
+    """The name of the `bos` or `eos` token that the files of a folder state."""
+    return next((name for file in (CONFIG, MAP) if (name := _name(read(folder / file).get(f"{role}_token")))), None)
+
+
+def adds_bos(folder: Path, bos_id: int) -> bool:
+    """add_bos_token of tokenizer_config.json; without it, whether tokenizer.json's post-processor adds BOS; else no."""
+    told = read(folder / CONFIG).get("add_bos_token")
+    if told is not None or not (folder / JSON).is_file():
+        return bool(told)
+    from llmpipe.data.tokenizers.huggingface import load
+
+    return bos_id >= 0 and load(folder / JSON).encode("").ids[:1] == [bos_id]
+
+
+def _name(value: Any) -> str | None:
+    """A token is written as its name, or as an object with it."""
+    return value.get("content") if isinstance(value, dict) else value if isinstance(value, str) else None
