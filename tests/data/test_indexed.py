@@ -10,7 +10,8 @@ import pytest
 from data_help import facts
 
 from llmpipe.data import manifest
-from llmpipe.data.indexed import Reader, Writer, join, token_dtype
+from llmpipe.data.indexed import Reader, Writer, token_dtype
+from llmpipe.data.join import join
 from llmpipe.errors import UserError
 
 # Written by hand from the format's description: two documents, [1, 2, 258] and [65535], in uint16.
@@ -147,7 +148,7 @@ def test_a_new_dataset_takes_the_old_manifest_away(tmp_path: Path) -> None:
 
 
 def test_join_lays_datasets_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmpipe.data.indexed.CHUNK_BYTES", 16)  # several parts, some within one document
+    monkeypatch.setattr("llmpipe.data.join.CHUNK_BYTES", 16)  # several parts, some within one document
     first = [list(range(20)), [1], [], [2, 3], list(range(9))]
     with Writer(tmp_path / "b", np.dtype(np.uint16)) as writer:  # a document of two sequences
         writer.add(np.arange(5), np.array([2, 3]), np.array([2]))

@@ -23,7 +23,7 @@ def command(sources: tuple[Path, ...], output: Path) -> None:
     from llmpipe.errors import UserError
 
     if all(source.with_name(source.name + ".idx").is_file() for source in sources):
-        from llmpipe.data.indexed import join
+        from llmpipe.data.join import join
 
         join(list(sources), output)
         return
