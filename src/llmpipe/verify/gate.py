@@ -63,7 +63,7 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
     hyper, parameter = hyper_parameter_checks(source, candidate)
     tokenizer, text = tokenizer_checks(subject, reference, int(float(whole.hyper_parameters()["vocabulary"])))
     numeric, layer = _forward(candidate, source, subject)
-    checks = [*numeric, *inventory, *hyper, *grown, *_padding(candidate), *tokenizer]
+    checks = [*numeric, *inventory, *hyper, *grown, *padding_checks(candidate), *tokenizer]
     failed = [f"{check.name}: {check.detail}" for check in checks if check.verdict == "fail"]
     return checks, (layer or tensor or parameter or text or failed[0]) if failed else None
 
@@ -76,8 +76,8 @@ def _inventory(source: Reference, candidate: Reference | Cut) -> Findings:
         return [at_most("tensors without a partner", None, 0, str(error))], str(error)
 
 
-def _padding(candidate: Reference | Cut) -> list[Check]:
-    """Megatron takes its padded rows into the softmax: in files that were just made nothing is in them."""
+def padding_checks(candidate: Reference | Cut) -> list[Check]:
+    """The row of the card on padded rows, which Megatron takes into the softmax: nothing is in those just made."""
     if not isinstance(candidate, MegatronModel):
         return []
     found = candidate.trained_padding()
