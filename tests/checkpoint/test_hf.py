@@ -160,21 +160,25 @@ def test_truncated_weights_are_named(hf: Path) -> None:
 
 def test_files_that_disagree_are_named(hf: Path, hf_tensors: Tensors) -> None:
     shutil.copy(hf / "model.safetensors", hf / "other.safetensors")
+    (hf / "model.safetensors").rename(hf / "mine.safetensors")
     message = (
-        f"{hf} holds model.safetensors, other.safetensors and no {safetensors_file.INDEX} that says which of them make"
+        f"{hf} holds mine.safetensors, other.safetensors and no {safetensors_file.INDEX} that says which of them make"
         " the model"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         HfSource(hf)
+    (hf / "other.safetensors").rename(hf / "model.safetensors")
     index = hf / safetensors_file.INDEX
     index.write_text("{}")
     with pytest.raises(UserError, match=re.escape(f"{index} has no weight_map: copy or download it again")):
         HfSource(hf)
+    (hf / "model.safetensors").rename(hf / "other.safetensors")
     index.write_text(json.dumps({"weight_map": dict.fromkeys(hf_tensors, "third.safetensors")}))
     with pytest.raises(
         UserError, match=re.escape(f"{hf / 'third.safetensors'} is missing, but the index of {hf} lists it")
     ):
         HfSource(hf)
+    (hf / "other.safetensors").rename(hf / "model.safetensors")
     weight_map = {name: "model.safetensors" for name in hf_tensors if name != "lm_head.weight"}
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(

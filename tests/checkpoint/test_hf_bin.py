@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from llmpipe.checkpoint.convert import convert
-from llmpipe.checkpoint.hf import BIN_INDEX, HfSource
+from llmpipe.checkpoint.hf import HfSource
+from llmpipe.checkpoint.hf_weights import BIN_INDEX
 from llmpipe.errors import UserError
 
 Tensors = dict[str, torch.Tensor]

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 from pathlib import Path
 
+from llmpipe.errors import UserError
 from llmpipe.files import CHUNK_BYTES
 from llmpipe.progress import Progress
 
@@ -20,6 +21,7 @@ CARRIED = (
     "vocab.json",
 )
 _LICENCES = ("LICENSE", "LICENCE", "USE_POLICY", "NOTICE")
+_POINTER = b"version https://git-lfs"
 _FICLONE = 0x40049409  # linux/fs.h
 
 
@@ -38,8 +40,16 @@ def carried_files(source: Path, directory: Path) -> dict[str, str]:
     return {name: copy_hashed(source / name, directory / name) for name in names(source)}
 
 
+def check_pulled(path: Path) -> None:
+    """UserError for the few lines that git leaves in a large file's place where git-lfs did not fetch it."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its repository")
+
+
 def copy_hashed(source: Path, target: Path, shown: Progress | None = None) -> str:
     """Copy a file, as a reflink where the file system can; returns its SHA-256."""
+    check_pulled(source)
     digest = hashlib.sha256()
     with source.open("rb") as read, target.open("wb") as write:
         cloned = _reflink(read.fileno(), write.fileno())

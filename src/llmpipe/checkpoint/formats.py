@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llmpipe.checkpoint import hf_weights
 from llmpipe.checkpoint.easylm import EasyLMSource
 from llmpipe.checkpoint.easylm_files import split_prefix, weights_file
 from llmpipe.checkpoint.hf import HfSource
@@ -47,21 +48,40 @@ def detect(path: Path) -> str:
     plain = split_prefix(path)[1]
     if not plain.exists():
         raise UserError(f"{path} is missing: there may stand {MAY}")
+    kind = _kind(path)
+    if kind is None:
+        raise UserError(f"{path} is a file: there may stand {MAY}" if not plain.is_dir() else _nothing(path))
+    return kind
+
+
+def _kind(path: Path) -> str | None:
+    """The format of a file or directory; None if it is none."""
+    plain = split_prefix(path)[1]
     if weights_file(plain) is not None:
         return "easylm"
     if not plain.is_dir():
-        raise UserError(f"{path} is a file: there may stand {MAY}")
+        return None
     if (path / "tp0-pp0.safetensors").is_file():
         return "rank_files"
+    if (path / "config.json").is_file() and hf_weights.holds_weights(path):
+        return "hf"  # Mistral's repositories hold its own params.json and weights beside
     if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
         return "meta"
-    if is_megatron(path):
-        return "megatron"
-    if (path / "config.json").is_file() and any((*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin*"))):
-        return "hf"
+    return "megatron" if is_megatron(path) else None
+
+
+def _nothing(path: Path) -> str:
+    """What lies there instead of weights, and what to do about it where that can be told."""
     found = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if "adapter_config.json" in found:
+        return (
+            f"{path} holds an adapter, not a model: name the weights that it was trained on, and with --adapter {path}"
+            " it is merged into them"
+        )
     listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") if found else "nothing"
-    raise UserError(f"{path} holds no weights that llmpipe reads: {listed} found; there may stand {MAY}")
+    inside = [str(path / name) for name in found if (path / name).is_dir() and _kind(path / name)]
+    hint = f"; weights lie in {', '.join(inside[:4])}" if inside else ""
+    return f"{path} holds no weights that llmpipe reads: {listed} found{hint}; there may stand {MAY}"
 
 
 def open_source(path: Path, told: Told = NOTHING) -> TensorSource:

@@ -12,8 +12,7 @@ from llmpipe.checkpoint import tokenizer_files
 from llmpipe.checkpoint.blocks import FileSource, same_bytes
 from llmpipe.checkpoint.carried import carried_files, copy_hashed
 from llmpipe.checkpoint.containers import safetensors_file
-from llmpipe.checkpoint.containers.stored import StoredTensor
-from llmpipe.checkpoint.containers.torch_file import read_torch_file, tensors
+from llmpipe.checkpoint.hf_weights import read_tensors, weight_files
 from llmpipe.checkpoint.layouts import Stored, blocks_of, hf_layout
 from llmpipe.checkpoint.mover import Filled, Mover, Segments, write_files
 from llmpipe.checkpoint.source import TensorSource, check_tensors
@@ -26,56 +25,6 @@ log = logging.getLogger(__name__)
 
 # Buffers that old checkpoints saved and that follow from config.json.
 _DERIVED = re.compile(r"(model|transformer)\.((layers|h)\.\d+\.(self_attn|self_attention)\.)?rotary_emb\.inv_freq")
-BIN_INDEX = "pytorch_model.bin.index.json"
-
-
-def weight_files(directory: Path) -> dict[str, list[str] | None]:
-    """The files with a directory's weights, each with the tensors that the index gives it; None without an index.
-
-    safetensors are preferred; pytorch_model.bin is read where there are none.
-    """
-    for index, pattern in ((safetensors_file.INDEX, "*.safetensors"), (BIN_INDEX, "pytorch_model*.bin")):
-        if (directory / index).is_file():
-            return _indexed(directory / index)
-        found = sorted(path.name for path in directory.glob(pattern))
-        if len(found) == 1:
-            return {found[0]: None}
-        if found:
-            raise UserError(
-                f"{directory} holds {', '.join(found)} and no {index} that says which of them make the model"
-            )
-    raise UserError(f"{directory} holds no *.safetensors and no pytorch_model.bin: copy or download the weights")
-
-
-def _indexed(path: Path) -> dict[str, list[str] | None]:
-    index = read_json(path, safetensors_file.GET_AGAIN)
-    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-        raise UserError(f"{path} has no weight_map: copy or download it again")
-    files: dict[str, list[str]] = {}
-    for name, file in index["weight_map"].items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise UserError(f"{path}: {name} is in {file!r}, which is no file beside it: {safetensors_file.GET_AGAIN}")
-        files.setdefault(file, []).append(name)
-    return dict(files)
-
-
-def read_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a directory by the checkpoint's names; the index has to agree with the files."""
-    found: dict[str, StoredTensor] = {}
-    for file, listed in weight_files(directory).items():
-        path = directory / file
-        if not path.is_file():
-            raise UserError(f"{path} is missing, but the index of {directory} lists it: copy or download it again")
-        held = (
-            safetensors_file.read_header(path)[0] if path.suffix == ".safetensors" else tensors(read_torch_file(path))
-        )
-        if listed is not None and set(listed) != set(held):
-            unlike = sorted(set(listed) ^ set(held))
-            raise UserError(
-                f"{path} and the index of {directory} disagree on {', '.join(unlike[:8])}: copy or download both again"
-            )
-        found |= held
-    return found
 
 
 class HfSource(FileSource):
@@ -131,10 +80,10 @@ def write(mover: Mover, directory: Path, dtype: torch.dtype | None = None) -> di
 def _copy_weights(mover: Mover, directory: Path) -> dict[str, str | None]:
     """The weights as they are, reflinked where the file system can."""
     source = mover.source.path
-    files = weight_files(source)
-    names = {name: name for name in files} if None not in files.values() else dict.fromkeys(files, "model.safetensors")
-    if (source / safetensors_file.INDEX).is_file():
-        names[safetensors_file.INDEX] = safetensors_file.INDEX
+    chosen = weight_files(source)
+    names = dict.fromkeys(chosen.files, "model.safetensors")  # of a file that is alone
+    if chosen.index:
+        names = {name: name for name in [*chosen.files, chosen.index]}
     total = sum((source / name).stat().st_size for name in names)
     with progress("convert (copy)", total, "B") as shown, ThreadPoolExecutor(1) as beside:
         finite = beside.submit(mover.check_finite, targets(mover.source))

@@ -45,11 +45,11 @@ class WeightFiles:
         file = self.files[name]
         if file not in self._handles:
             path = self.path / file
-            self._handles[file] = _state_dict(path) if path.suffix == ".bin" else safe_open(path, framework="pt")
+            self._handles[file] = state_dict(path) if path.suffix == ".bin" else safe_open(path, framework="pt")
         return self._handles[file]
 
 
-def _state_dict(path: Path) -> dict[str, torch.Tensor]:
+def state_dict(path: Path) -> dict[str, torch.Tensor]:
     """A .bin, mapped into memory, nothing but tensors unpickled."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -57,27 +57,55 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} cannot be read as a file of plain tensors: {error}") from error
 
 
+def holds_a_model(path: Path) -> bool:
+    """Whether config.json and weights of Hugging Face's lie in a directory."""
+    try:
+        return (path / "config.json").is_file() and bool(_model_files(path))
+    except UserError:
+        return False
+
+
 def _key_files(path: Path) -> dict[str, str]:
     """The file of each tensor, by the files' own headers; UserError if the index says otherwise."""
     files: dict[str, str] = {}
-    for file in sorted(path.glob("*.safetensors")):
+    names, index = _model_files(path)
+    for file in (path / name for name in names):
+        if file.suffix == ".bin":
+            files |= dict.fromkeys(state_dict(file), file.name)
+            continue
         try:
             with safe_open(file, framework="pt") as handle:
                 files |= dict.fromkeys(handle.keys(), file.name)
         except SafetensorError as error:
             raise UserError(f"{file} is not a whole safetensors file ({error}): make it again") from error
-    index = path / "model.safetensors.index.json"
-    if not files:
-        index = path / "pytorch_model.bin.index.json"
-        for file in sorted(path.glob("pytorch_model*.bin")):
-            files |= dict.fromkeys(_state_dict(file), file.name)
-    if not files:
-        raise UserError(f"{path} has config.json but no *.safetensors: put the weight files beside it")
-    if index.is_file():
-        listed = json.loads(index.read_text())["weight_map"]
+    if index:
+        listed = index["weight_map"]
         wrong = sorted(name for name in files.keys() | listed.keys() if files.get(name) != listed.get(name))
         if wrong:
             raise UserError(
-                f"{index} disagrees with the files: {wrong[0]} is in {files.get(wrong[0], 'none')}, not where it says"
+                f"{path}: the index disagrees with the files: {wrong[0]} is in {files.get(wrong[0], 'none')}, not"
+                " where it says"
             )
     return files
+
+
+def _model_files(path: Path) -> tuple[list[str], dict[str, Any] | None]:
+    """The files that an index names, and the index; else the file of the plain name, or the only one.
+
+    Others may lie beside: Mistral's own consolidated.safetensors, an adapter, a trainer's states.
+    """
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        single, index = f"{stem}.{suffix}", path / f"{stem}.{suffix}.index.json"
+        table = json.loads(index.read_text()) if index.is_file() else None
+        named = sorted(set(table["weight_map"].values())) if table else []
+        there = [name for name in named if (path / name).is_file()]
+        if (path / single).is_file() and there != named:
+            return [single], None
+        if table:
+            return there, table
+        if (path / single).is_file():
+            return [single], None
+        others = [file.name for file in path.glob(f"*.{suffix}" if stem == "model" else f"{stem}*.{suffix}")]
+        if len(others := [name for name in others if not name.startswith(("consolidated", "adapter_model"))]) == 1:
+            return others, None
+    raise UserError(f"{path} has config.json but no *.safetensors: put the weight files beside it")
