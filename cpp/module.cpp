@@ -6,11 +6,13 @@ void bind_blend(nb::module_& m);
 void bind_gather(nb::module_& m);
 void bind_gpt_index(nb::module_& m);
 void bind_indexed(nb::module_& m);
+void bind_sha256(nb::module_& m);
 
 NB_MODULE(helpers, m) {
-  m.doc() = "The index of .bin/.idx datasets, Megatron's sample and blend indices, and the byte mover, compiled.";
+  m.doc() = "The index of .bin/.idx datasets, Megatron's sample and blend indices, the byte mover and SHA-256, compiled.";
   bind_indexed(m);
   bind_gpt_index(m);
   bind_blend(m);
   bind_gather(m);
+  bind_sha256(m);
 }

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "src/llmpipe"
 LEVELS = (
     {"errors"},
     {"files", "progress", "layout", "helpers"},
+    {"hashing"},
     {"config", "families"},
     {"project", "schema"},
     {"data", "checkpoint", "parallel"},

@@ -13,13 +13,14 @@ from llmpipe.checkpoint.formats import NOTHING, Told, detect, open_source
 from llmpipe.checkpoint.megatron import write as megatron
 from llmpipe.checkpoint.megatron.dialects import named
 from llmpipe.checkpoint.mover import Mover
-from llmpipe.checkpoint.origin import origin
+from llmpipe.checkpoint.origin import check_all_sums, origin, to_hash
 from llmpipe.checkpoint.plan import Planned, plan
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.checkpoint.torch_write import tensors_to_fill
 from llmpipe.errors import UserError
 from llmpipe.families import ONE_STAGE
 from llmpipe.files import atomic_directory
+from llmpipe.hashing import FileHashes
 from llmpipe.layout import Stages
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -62,13 +63,15 @@ def convert(
     """Make a checkpoint, or a directory in another format, of any source."""
     source = _opened(path, told, target, changes)
     check_output(path, output)
-    with atomic_directory(output) as part, ThreadPoolExecutor(1) as beside:
-        # the source's hashes are taken while its bytes are in the page cache
-        came_from = beside.submit(origin, path, detect(path), hashed)
-        hashes = write(Mover(source, hashed, allow_nonfinite), part, target)
+    kind, read = "checkpoint" if target.to == "hf" else target.to, to_hash(path) if hashed else []
+    with atomic_directory(output) as part, FileHashes(read) as sources, ThreadPoolExecutor(1) as beside:
+        intact = beside.submit(check_all_sums, path) if hashed else None
+        hashes = write(Mover(source, hashed, allow_nonfinite, sources), part, target)
         hashes |= grow.add_to_files(part, changes.tokens) if changes.tokens else {}
-        kind = "checkpoint" if target.to == "hf" else target.to
-        return manifest.write(part, kind, came_from.result() | told.described() | changes.described(), hashes)
+        came_from = origin(path, detect(path), sources.results() if hashed else None)
+        if intact:
+            intact.result()
+        return manifest.write(part, kind, came_from | told.described() | changes.described(), hashes)
 
 
 def _opened(path: Path, told: Told, target: Target, changes: Changes) -> TensorSource:
@@ -122,10 +125,11 @@ def shard(
     """Make rank files of a checkpoint or of other rank files, for tp ranks and these pipeline stages."""
     source = open_source(path)
     check_output(path, output)
-    with atomic_directory(output) as part, ThreadPoolExecutor(1) as beside:
-        intact = beside.submit(manifest.check if hashed else manifest.read, path)
-        made = rank_files.write(Mover(source, hashed, allow_nonfinite), part, tp, stages)
-        intact.result()
+    made_of = manifest.read(path)
+    read = manifest.to_hash(path, made_of) if hashed else []
+    with atomic_directory(output) as part, FileHashes(read) as sources:
+        made = rank_files.write(Mover(source, hashed, allow_nonfinite, sources), part, tp, stages)
+        manifest.compare(path, made_of, sources.results())
         return made
 
 

@@ -9,6 +9,7 @@ table of contents of torch.distributed.checkpoint.
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import llmpipe
 from llmpipe.errors import UserError
 from llmpipe.files import sha256, write_json
+from llmpipe.hashing import FileHashes
 
 NAME = "manifest.json"
 _COUNTED = ".metadata"
@@ -73,7 +75,14 @@ def check(directory: Path, part: int = 0, parts: int = 1) -> Manifest:
     With `parts`, only each parts-th file from number `part` on is compared: the rest is other processes'.
     """
     manifest = read(directory)
-    for name, entry in list(manifest.files.items())[part::parts]:
+    with FileHashes(to_hash(directory, manifest)[part::parts]) as hashes:
+        compare(directory, manifest, hashes.results())
+    return manifest
+
+
+def to_hash(directory: Path, manifest: Manifest) -> list[Path]:
+    """The files with a SHA-256 in the manifest; UserError if one is missing or of another size."""
+    for name, entry in manifest.files.items():
         path = directory / name
         if not path.is_file():
             raise UserError(f"{path} is missing, but {NAME} lists it: run the stage that makes {directory} again")
@@ -82,12 +91,17 @@ def check(directory: Path, part: int = 0, parts: int = 1) -> Manifest:
                 f"{path} has {path.stat().st_size} bytes, but {NAME} says {entry['bytes']}:"
                 " it is truncated or was changed"
             )
-        if entry["sha256"] and sha256(path) != entry["sha256"]:
+    return [directory / name for name, entry in manifest.files.items() if entry["sha256"]]
+
+
+def compare(directory: Path, manifest: Manifest, hashes: Mapping[Path, str]) -> None:
+    """UserError naming the first file whose SHA-256 is not the manifest's."""
+    for path, found in sorted(hashes.items()):
+        if found != manifest.files[str(path.relative_to(directory))]["sha256"]:
             raise UserError(
                 f"{path} does not have the SHA-256 that {NAME} says: it was changed after it was made: make it"
                 f" again, or remove {NAME} where the change is meant"
             )
-    return manifest
 
 
 def check_replaceable(directory: Path) -> None:

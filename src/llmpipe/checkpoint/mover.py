@@ -5,12 +5,11 @@ are blocks of the source's files, of one type, is gathered by the compiled helpe
 through the source, some rows at a time.
 """
 
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from llmpipe.checkpoint.layouts import Part, Stored
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.errors import UserError
 from llmpipe.files import CHUNK_BYTES
+from llmpipe.hashing import FileHashes, new_hash
 from llmpipe.progress import Progress
 
 _EXPONENT_BITS = {torch.bfloat16: 8, torch.float16: 5, torch.float32: 8, torch.float64: 11}
@@ -54,6 +54,8 @@ class Mover:
     source: TensorSource
     hashed: bool = True
     allow_nonfinite: bool = False
+    sources: FileHashes = field(default_factory=FileHashes)
+    """The files whose SHA-256 is taken beside that of what is written."""
 
     def __post_init__(self) -> None:
         self.files = OpenFiles()
@@ -159,7 +161,7 @@ class Mover:
 
         `beside`: hash in a thread of its own, where cores would be idle.
         """
-        digest = hashlib.sha256()
+        digest = new_hash()
         ring = _Ring()
         with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
             for segment in segments:
@@ -168,9 +170,9 @@ class Mover:
                 )
                 for chunk in chunks:
                     if self.hashed and beside:
-                        ring.in_use(hasher.submit(digest.update, chunk.data))
+                        ring.in_use(hasher.submit(self.sources.beside, digest, chunk))
                     elif self.hashed:
-                        digest.update(chunk.data)
+                        self.sources.beside(digest, chunk)
                     _write_all(file.fileno(), chunk)
                     if shown:
                         shown.add(len(chunk), path.name)

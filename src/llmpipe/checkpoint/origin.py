@@ -5,6 +5,7 @@ tensor in torch's files, the SHA-256 that names a file of the hub's cache.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from llmpipe.checkpoint.containers import distcp
 from llmpipe.checkpoint.containers.torch_file import verify_crc
 from llmpipe.checkpoint.easylm_files import split_prefix, weights_file
 from llmpipe.errors import UserError
-from llmpipe.files import sha256
 
 _PATTERNS = (
     "params.json", "consolidated.*.pth", "config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin",
@@ -23,25 +23,46 @@ _PATTERNS = (
 _TORCH = (".pth", ".pt", ".bin")
 
 
-def origin(path: Path, kind: str, hashed: bool = True) -> dict[str, Any]:
-    """A source for the manifest; UserError if a file with checksums is damaged. Not hashed: names and sizes alone."""
+def origin(path: Path, kind: str, hashes: Mapping[Path, str] | None) -> dict[str, Any]:
+    """A source for the manifest; UserError if a file with checksums is damaged.
+
+    `hashes` has the SHA-256 of what `to_hash` names. None for a conversion without: names and sizes alone.
+    """
     plain = split_prefix(path)[1]
     if (plain / manifest.NAME).is_file():
-        made = manifest.check(plain) if hashed else manifest.read(plain)
+        made = manifest.read(plain)
+        manifest.compare(plain, made, hashes or {})
         return {"path": str(path), "format": kind, "digest": made.digest}
     folder = plain if plain.is_dir() else plain.parent
-    files = {str(file.relative_to(folder)): file for file in (weight_files(plain) if plain.is_dir() else [plain])}
-    if not hashed:
-        return {"path": str(path), "format": kind, "bytes": {name: file.stat().st_size for name, file in files.items()}}
-    hashes = {name: sha256(file) for name, file in files.items()}
-    for name, file in files.items():
-        _check_blob(file, hashes[name])
-        check_sums(file)
-    return {"path": str(path), "format": kind, "files": hashes}
+    if hashes is None:
+        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in weight_files(plain)}
+        return {"path": str(path), "format": kind, "bytes": sizes}
+    for file, digest in hashes.items():
+        _check_blob(file, digest)
+    named = {str(file.relative_to(folder)): digest for file, digest in sorted(hashes.items())}
+    return {"path": str(path), "format": kind, "files": named}
+
+
+def to_hash(path: Path) -> list[Path]:
+    """The files of a source whose SHA-256 are its identity: those of its manifest, or all that say weights."""
+    plain = split_prefix(path)[1]
+    if (plain / manifest.NAME).is_file():
+        return manifest.to_hash(plain, manifest.read(plain))
+    return weight_files(plain)
+
+
+def check_all_sums(path: Path) -> None:
+    """UserError if a foreign source's file differs from the checksums in it."""
+    plain = split_prefix(path)[1]
+    if not (plain / manifest.NAME).is_file():
+        for file in weight_files(plain):
+            check_sums(file)
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files of a foreign source that say what its weights are."""
+    """The files of a foreign source, a directory or a file, that say what its weights are."""
+    if path.is_file():
+        return [path]
     found = {file for pattern in _PATTERNS for file in path.glob(pattern) if file.is_file()}
     flax = weights_file(path)  # of any name
     return sorted(found | ({flax} if flax else set()))
