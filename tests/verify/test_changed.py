@@ -1,10 +1,12 @@
 """Checkpoints that convert changed on the way pass against their source, and a wrong change does not."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from peft_files import make_adapter
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,10 +47,79 @@ def adapter(source: Path, tmp_path: Path) -> Path:
 def test_a_merged_adapter_is_compared_with_the_merged_source(source: Path, adapter: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "out", changes=Changes(adapter=adapter))
     assert verify(tmp_path / "out", source)["verdict"] == "pass"
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 8}))
+
+
+def resigned(path: Path, tensors: dict[str, torch.Tensor], **config) -> None:
+    """Other tensors and settings in a checkpoint of the same origin, as a wrong converter would have written them."""
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors", {"format": "pt"}
+    )
+    told = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(told | config))
+    made = manifest.read(path).source
+    (path / "manifest.json").unlink()
+    manifest.write(path, "checkpoint", made)
+
+
+def flip_the_lowest_bit(tensor: torch.Tensor) -> torch.Tensor:
+    bits = tensor.clone().view(torch.int32)
+    bits[7, 2] ^= 1
+    return bits.view(torch.float32)
+
+
+Q, K, DOWN = (f"model.layers.1.{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"))
+FAULTS = {  # of which kind of adapter; what a wrong merge would have made of it: base, rightly merged -> wrong
+    "not merged": ("lora", lambda base, good: base),
+    "scaled by half": ("lora", lambda base, good: {name: (base[name] + good[name]) / 2 for name in good}),
+    "scaled a ten-thousandth too far": (
+        "lora", lambda base, good: {name: good[name] + 1e-4 * (good[name] - base[name]) for name in good}),
+    "rsLoRA as LoRA": (
+        "rslora", lambda base, good: {name: base[name] + (good[name] - base[name]) / 3**0.5 for name in good}),
+    "DoRA's lengths left out": ("dora", lambda base, good: good | merged_as("lora", base)),
+    "DoRA's lengths without direction": (
+        "dora", lambda base, good: {name: base[name] * (good[name].norm(dim=-1) / base[name].norm(dim=-1))[..., None]
+                                    if base[name].ndim == 2 else base[name] for name in good}),
+    "one layer of two": (
+        "lora", lambda base, good: {name: base[name] if ".1." in name else good[name] for name in good}),
+    "one module left out": ("patterns", lambda base, good: good | {K: base[K]}),
+    "patterns left out": ("patterns", lambda base, good: merged_as("lora", base) | {DOWN: good[DOWN]}),
+    "a pattern of another module": ("patterns", lambda base, good: good | {Q: base[Q] + 5 / 9 * (good[Q] - base[Q])}),
+    "merged twice": ("lora", lambda base, good: {name: 2 * good[name] - base[name] for name in good}),
+    "an update's sign": ("lora", lambda base, good: {name: 2 * base[name] - good[name] for name in good}),
+    "q's rows in Meta's order": ("lora", lambda base, good: good | {Q: base[Q] + interleaved(good[Q] - base[Q])}),
+    "embedding's factors left out": ("embedding", lambda base, good: good | {EMBED: base[EMBED]}),
+    "head of its own left out": ("whole", lambda base, good: good | {HEAD: base[HEAD]}),
+    "one bit of a merged tensor": ("lora", lambda base, good: good | {Q: flip_the_lowest_bit(good[Q])}),
+    "one bit of another tensor": ("lora", lambda base, good: good | {EMBED: flip_the_lowest_bit(good[EMBED])}),
+    "rounded to bf16 on the way": ("lora", lambda base, good: {name: good[name].bfloat16().float() for name in good}),
+}  # fmt: skip
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def merged_as(kind: str, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same random factors merged by another kind's formula."""
+    with tempfile.TemporaryDirectory() as folder:
+        return make_adapter(kind, base, Path(folder) / "other")
+
+
+def interleaved(update: torch.Tensor) -> torch.Tensor:
+    return update.unflatten(0, (4, 2, 4)).transpose(1, 2).reshape(update.shape)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_merge_is_refused(tmp_path: Path, fault: str) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=61, num_key_value_heads=2, max_position_embeddings=64, **SIZES)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
+    kind, wrong = FAULTS[fault]
+    base = load_file(tmp_path / "source/model.safetensors")
+    good = make_adapter(kind, base, tmp_path / "adapter")
+    convert(tmp_path / "source", tmp_path / "out", changes=Changes(tmp_path / "adapter"))
+    resigned(tmp_path / "out", good)
+    assert verify(tmp_path / "out", tmp_path / "source")["verdict"] == "pass"
+    resigned(tmp_path / "out", wrong(base, good))
     with pytest.raises(UserError, match=r"differs from .*, first at"):
-        verify(tmp_path / "out", source)
+        verify(tmp_path / "out", tmp_path / "source")
 
 
 def grown(path: Path, rows: int, how: str) -> None:
@@ -76,9 +147,6 @@ def test_a_grown_vocabulary_is_compared_without_its_new_rows(source: Path, tmp_p
     assert card["verdict"] == "pass" and row["value"] == 0
     tensors = load_file(out / "model.safetensors")
     tensors["lm_head.weight"][-1, 3] += 0.01
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
-    made = manifest.read(out).source
-    (out / "manifest.json").unlink()
-    manifest.write(out, "checkpoint", made)
+    resigned(out, tensors)
     with pytest.raises(UserError, match=r"rows of added tokens that differ 1 \(limit 0\)"):
         verify(out, source)

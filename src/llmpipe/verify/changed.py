@@ -1,20 +1,12 @@
-"""Checkpoints that convert changed on the way: tokens added to the vocabulary, a LoRA adapter merged.
+"""Checkpoints whose vocabulary convert let grow, compared with their source.
 
-The rules are written here a second time. Of a grown vocabulary, the old rows are compared with the source as ever and
-the new ones with their own rule. An adapter is merged into the reference, W + alpha / r * B @ A (arXiv:2106.09685).
+The old rows are compared as ever; the new ones have a check of their own, whose rule is written here a second time.
 """
 
-import json
-from pathlib import Path
-from typing import Any
-
 import torch
-from safetensors.torch import load_file
 
-from llmpipe.errors import UserError
 from llmpipe.verify.card import Check, at_most
 from llmpipe.verify.hf import HfModel
-from llmpipe.verify.hf_files import WeightFiles
 from llmpipe.verify.ours import OurModel
 
 _ROWS = 4096
@@ -73,34 +65,3 @@ def new_row_check(model: HfModel, rows: int, how: str) -> Check:
         wrong += [f"{name}: {unequal} of {len(new)}"] if unequal else []
     detail = "; ".join(wrong) or f"each is {'the mean of the old rows' if how == 'mean' else 'zeros'}"
     return at_most("rows of added tokens that differ", len(wrong), 0, detail)
-
-
-class MergedFiles(WeightFiles):
-    """A directory's tensors with an adapter's products added."""
-
-    def __init__(self, path: Path, adapter: Path):
-        super().__init__(path)
-        config = json.loads((adapter / "adapter_config.json").read_text())
-        self._scale = _scale(config, adapter)
-        self._parts = {
-            name.removeprefix("base_model.model."): tensor
-            for name, tensor in load_file(adapter / "adapter_model.safetensors").items()
-        }
-        known = ("lora_A.weight", "lora_B.weight")
-        if other := [name for name in self._parts if not name.endswith(known)]:
-            raise UserError(f"{adapter}: the reference forward merges plain LoRA matrices only, not {other[0]}")
-
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor in its stored type, merged in fp64 and rounded once."""
-        whole, module = super().read(name), name.removesuffix(".weight")
-        if f"{module}.lora_A.weight" not in self._parts:
-            return whole
-        down, up = self._parts[f"{module}.lora_A.weight"], self._parts[f"{module}.lora_B.weight"]  # (r, in), (out, r)
-        return (whole.double() + self._scale * (up.double() @ down.double())).to(whole.dtype)
-
-
-def _scale(config: dict[str, Any], adapter: Path) -> float:
-    asked = [key for key in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern") if config.get(key)]
-    if asked:
-        raise UserError(f"{adapter}: the reference forward merges plain LoRA only, not {', '.join(asked)}")
-    return config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])

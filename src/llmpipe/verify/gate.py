@@ -1,21 +1,26 @@
 """The gate: run every check that a directory calls for, write the card, fail loudly."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
 from llmpipe.verify.card import Check, Findings, at_most, default_output, make_card, write_card
-from llmpipe.verify.changed import Cut, CutRunner, MergedFiles, new_row_check
+from llmpipe.verify.changed import Cut, CutRunner, new_row_check
 from llmpipe.verify.compare import LOGIT_LIMIT, Side, numeric_checks, probe, stream
 from llmpipe.verify.easylm import EasyLMModel, holds_weights
 from llmpipe.verify.hf import HfModel
+from llmpipe.verify.hf_files import holds_a_model
 from llmpipe.verify.inventory import hyper_parameter_checks, inventory_checks, rounded_to
 from llmpipe.verify.megatron import MegatronModel
 from llmpipe.verify.megatron_files import is_megatron
+from llmpipe.verify.merged import Adapter
+from llmpipe.verify.merged_models import Merged, MergedEasyLM, MergedHf, MergedMegatron, MergedMeta
 from llmpipe.verify.meta import MetaModel
 from llmpipe.verify.ours import OurModel
 from llmpipe.verify.rank_files import is_rank_files, rank_file_checks
@@ -25,6 +30,18 @@ from llmpipe.verify.told import old_permutation, said
 log = logging.getLogger(__name__)
 
 Reference = HfModel | MetaModel | MegatronModel | EasyLMModel
+
+
+class _Models(NamedTuple):
+    """What opens each format."""
+
+    meta: Callable[..., MetaModel]
+    megatron: Callable[..., MegatronModel]
+    easylm: Callable[..., EasyLMModel]
+    hf: Callable[..., HfModel]
+
+
+_PLAIN = _Models(MetaModel, MegatronModel, EasyLMModel, HfModel)
 # Where no side says how long texts may be: Llama 2's.
 LONGEST = 4096
 
@@ -71,7 +88,7 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
 def _inventory(source: Reference, candidate: Reference | Cut) -> Findings:
     """The bytes; copies that differ, or tensors that do not fit the settings, are a difference, too."""
     try:
-        return inventory_checks(source, candidate)
+        return inventory_checks(source, candidate, source.bounds if isinstance(source, Merged) else None)
     except (UserError, RuntimeError) as error:
         return [at_most("tensors without a partner", None, 0, str(error))], str(error)
 
@@ -98,7 +115,7 @@ def _before_growth(
 def _open_both(subject: Path, reference: Path, made_from: dict[str, Any]) -> tuple[Reference, Reference]:
     """What the files of the one leave open, they take from the other; Hugging Face's leave nothing open."""
     if open_kind(reference) == HfModel.kind and open_kind(subject) != HfModel.kind:
-        source = open_reference(reference)
+        source = open_reference(reference, made_from=made_from)
         return open_reference(subject, None, source.hyper_parameters()), source
     candidate = open_reference(subject)
     return candidate, open_reference(reference, None, candidate.hyper_parameters(), made_from)
@@ -133,27 +150,33 @@ def open_reference(
     `assumed`: the other side's settings, for what a format's files do not say. `made_from`: the manifest's source of
     what was made of it, where the user's own word on it stands.
     """
-    told = made_from or {}
-    if (path / "params.json").is_file():
-        return MetaModel(path, rounded_to, assumed)
+    told, of = made_from or {}, _PLAIN
+    if "adapter" in told:
+        adapter = Adapter(Path(told["adapter"]["path"]), told["adapter"]["files"])
+        meta, megatron = partial(MergedMeta, adapter), partial(MergedMegatron, adapter)
+        of = _Models(meta, megatron, partial(MergedEasyLM, adapter), partial(MergedHf, adapter))
+    if is_meta(path):
+        return of.meta(path, rounded_to, assumed)
     if is_megatron(path):
-        return MegatronModel(path, rounded_to, said(told), assumed, old_permutation(told))
+        return of.megatron(path, rounded_to, said(told), assumed, old_permutation(told))
     if holds_weights(path):
-        return EasyLMModel(path, rounded_to, said(told), assumed)
+        return of.easylm(path, rounded_to, said(told), assumed)
     if (path / "config.json").is_file():
-        model = HfModel(path, rounded_to)
-        if "adapter" in told:
-            model.files = MergedFiles(path, Path(told["adapter"]["path"]))
-        return model
+        return of.hf(path, rounded_to)
     raise UserError(
         f"{path} is no reference: expected Hugging Face's config.json with *.safetensors, Meta's params.json with"
         " consolidated.*.pth, Megatron's mp_rank_* folders or EasyLM's streaming_params"
     )
 
 
+def is_meta(path: Path) -> bool:
+    """Whether Meta's files are the weights; Mistral's repositories hold such ones beside Hugging Face's."""
+    return (path / "params.json").is_file() and not holds_a_model(path)
+
+
 def open_kind(path: Path) -> str:
     """The format's name, for the card."""
-    if (path / "params.json").is_file():
+    if is_meta(path):
         return MetaModel.kind
     if is_megatron(path):
         return MegatronModel.kind

@@ -9,6 +9,7 @@ which of a layer's tensors is which, is the forward's business.
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,8 @@ class Inventory(Protocol):
     def hyper_parameters(self) -> dict[str, float | str]: ...
 
 
+Bounds = Callable[[str], tuple[torch.Tensor, torch.Tensor] | None]
+"""The least and the most that a tensor of the source may hold, of those that were computed; None of all others."""
 Print = tuple[tuple[int, ...], int]
 _Found = dict[tuple[int | None, torch.dtype, Print], list[str]]
 """The subject's names by layer, stored type and fingerprint."""
@@ -51,11 +54,16 @@ def fingerprint(tensor: torch.Tensor, dtype: torch.dtype) -> Print:
 def rotary_fingerprints(tensor: torch.Tensor, dtype: torch.dtype, head_dim: int) -> list[Print]:
     """Its fingerprint, and those with each head's rows in the other rotary order, which may be on either side."""
     rows = row_hashes(tensor, dtype)
-    orders = [rows]
-    if tensor.ndim == 2 and head_dim % 2 == 0 and len(rows) % head_dim == 0:
-        heads = rows.view(-1, head_dim)  # (H, D)
-        orders += [heads.unflatten(1, sizes).transpose(1, 2).flatten() for sizes in ((-1, 2), (2, -1))]
+    orders = rotary_orders(rows, head_dim) if tensor.ndim == 2 else [rows]
     return [(tuple(tensor.shape), _ordered(order)) for order in orders]
+
+
+def rotary_orders(rows: torch.Tensor, head_dim: int) -> list[torch.Tensor]:
+    """Rows as they are, and with each head's in the other rotary order, which may be on either side."""
+    if head_dim % 2 or len(rows) % head_dim:
+        return [rows]
+    heads = rows.view(-1, head_dim, *rows.shape[1:])  # (H, D, ...)
+    return [rows, *(heads.unflatten(1, sizes).transpose(1, 2).reshape(rows.shape) for sizes in ((-1, 2), (2, -1)))]
 
 
 def row_hashes(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -103,8 +111,11 @@ def rounded_to(reference: Inventory, subject: Inventory) -> torch.dtype | None:
     return stored[0] if rounds else None
 
 
-def inventory_checks(reference: Inventory, subject: Inventory) -> Findings:
-    """The rows of the card on the bytes, and the first tensor that has no partner."""
+def inventory_checks(reference: Inventory, subject: Inventory, bounds: Bounds | None = None) -> Findings:
+    """The rows of the card on the bytes, and the first tensor that has no partner.
+
+    `bounds`: of a merged adapter's sums, which are one of two neighbouring values where rounding is in doubt.
+    """
     names, stored = subject.names(), storage_types(subject)
     head_dim = int(next((side["head size"] for side in _settings(reference, subject) if "head size" in side), 1))
     found: _Found = {}
@@ -120,6 +131,8 @@ def inventory_checks(reference: Inventory, subject: Inventory) -> Findings:
             tensor = reference.read(name)
             elements[0] += tensor.numel()
             dtype = _take_partner(layer_number(name), tensor, found, stored, head_dim)
+            if dtype is None and bounds and (between := bounds(name)):
+                dtype = _take_between(layer_number(name), between, found, subject, head_dim)
             if dtype is None:
                 missing.append(name)
             else:
@@ -140,6 +153,20 @@ def _take_partner(
     for dtype in sorted(stored, key=lambda dtype: dtype != tensor.dtype):
         for hashed in rotary_fingerprints(tensor, dtype, head_dim):
             if partners := found.get((layer, dtype, hashed), []):
+                partners.pop(0)
+                return dtype
+    return None
+
+
+def _take_between(
+    layer: int | None, bounds: tuple[torch.Tensor, torch.Tensor], found: _Found, subject: Inventory, head_dim: int
+) -> torch.dtype | None:
+    """Strike out one tensor of the subject whose values lie within bounds, and return its type."""
+    for (number, dtype, (shape, _)), partners in found.items():
+        if number == layer and shape == tuple(bounds[0].shape) and partners:
+            tensor = subject.read(partners[0])
+            least, most = (rotary_orders(bound.to(dtype), head_dim) for bound in bounds)
+            if any(bool(((a <= tensor) & (tensor <= b)).all()) for a, b in zip(least, most, strict=True)):
                 partners.pop(0)
                 return dtype
     return None
