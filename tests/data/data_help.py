@@ -21,7 +21,7 @@ TEXT = [
 ]
 
 
-def train(path: Path, vocab_size: int, **options: object) -> Path:
+def train(path: Path, vocab_size: int, normalizer: str = "identity", **options: object) -> Path:
     """A BPE model with byte fallback that changes no text, as Llama's."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -30,7 +30,7 @@ def train(path: Path, vocab_size: int, **options: object) -> Path:
         vocab_size=vocab_size,
         model_type="bpe",
         byte_fallback=True,
-        normalization_rule_name="identity",
+        normalization_rule_name=normalizer,
         remove_extra_whitespaces=False,
         minloglevel=2,
         **options,
