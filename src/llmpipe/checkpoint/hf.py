@@ -17,7 +17,7 @@ from llmpipe.checkpoint.layouts import Stored, blocks_of, hf_layout
 from llmpipe.checkpoint.mover import Filled, Mover, Segments, write_files
 from llmpipe.checkpoint.source import TensorSource, check_tensors
 from llmpipe.errors import UserError
-from llmpipe.families import FAMILIES, Shape, from_hf_config, to_hf_config
+from llmpipe.families import FAMILIES, Shape, from_hf_config, is_first_form, to_hf_config
 from llmpipe.files import read_json, write_json
 from llmpipe.progress import progress
 
@@ -131,14 +131,19 @@ def _write_config(source: TensorSource, directory: Path, dtype: torch.dtype | No
     """config.json: the source's own where it has one, with the written type; else made from the shape."""
     types = {dtype or source.dtype(key) for key in source.keys()}  # noqa: SIM118
     written = _name(types.pop()) if len(types) == 1 else None
-    if (source.path / "config.json").is_file():
-        config = read_json(source.path / "config.json", safetensors_file.GET_AGAIN)
-        if written not in (None, config.get("dtype"), config.get("torch_dtype")) and not copied:
-            config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": written}
-        config |= _changed(from_hf_config(config), source.shape)
-    else:
+    if not (source.path / "config.json").is_file():
         bos, eos = tokenizer_files.control_ids(source.path)
         config = to_hf_config(source.shape, written or _name(source.dtype("embedding.weight")), bos, eos)
+    else:
+        config = read_json(source.path / "config.json", safetensors_file.GET_AGAIN)
+        told = from_hf_config(config)
+        if is_first_form(config):
+            ids = config.get("bos_token_id"), config.get("eos_token_id")
+            config = to_hf_config(source.shape, written or _name(source.dtype("embedding.weight")), *ids)
+        elif written not in (None, config.get("dtype"), config.get("torch_dtype")) and not copied:
+            config = {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": written}
+        config.pop("auto_map", None)  # it names code, which is not carried
+        config |= _changed(told, source.shape)
     write_json(directory / "config.json", config)
 
 

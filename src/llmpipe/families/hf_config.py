@@ -9,11 +9,27 @@ from llmpipe.errors import UserError
 from llmpipe.families.family import Family, Shape
 from llmpipe.families.rope_config import ROPE_KEYS, read_rope, write_rope
 
-# Neither sizes nor settings of the arithmetic.
+# Neither sizes nor settings of the arithmetic: names, tokens, training, generation, how others keep or run a model.
 _IGNORED = {
-    "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "initializer_range",
-    "max_sequence_length", "model_type", "pad_token_id", "pretraining_tp", "torch_dtype", "transformers_version",
-    "unk_token_id", "use_cache", "use_mrope",
+    "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled", "_name_or_path", "architectures",
+    "attn_implementation", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
+    "chunk_size_feed_forward", "cls_token_id", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
+    "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
+    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_range",
+    "is_llama_config", "keys_to_ignore_at_inference", "label2id", "length_penalty", "mask_token_id", "max_length",
+    "max_sequence_length", "max_window_layers", "min_length", "model_max_length", "model_type",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_router_logits", "output_scores", "pad_token_id", "prefix", "pretraining_tp",
+    "problem_type", "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate",
+    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class",
+    "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "typical_p",
+    "unk_token_id", "use_bfloat16", "use_cache", "use_flash_attn",
+}  # fmt: skip
+# Settings that are in real files with the one value in which they change nothing.
+_NEUTRAL: dict[str, Any] = {
+    "add_cross_attention": False, "attention_bias": False, "bias": False, "is_decoder": False,
+    "is_encoder_decoder": False, "mlp_bias": False, "pruned_heads": {}, "rope_interleaved": False,
+    "tie_encoder_decoder": False, "use_mrope": False, "use_sliding_window": False,
 }  # fmt: skip
 # Read apart from the families' tables, in `_window` and `_falcon`.
 _WINDOW = {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
@@ -44,9 +60,19 @@ def read_config(family: Family, config: dict[str, Any], where: str) -> Shape:
         ) from error
     known = {*family.config.values(), *family.only, *_IGNORED, *_FALCON, *ROPE_KEYS, "head_dim"}
     known |= _WINDOW if family.windowed else set()
-    if unknown := sorted(key for key in given if key not in known and given[key] is not None):
+    left = {key: value for key, value in given.items() if key not in known and value is not None}
+    if unknown := sorted(key for key, value in left.items() if not _is_neutral(key, value, fields)):
         raise UserError(f"{where}: keys that llmpipe does not know and would lose: {', '.join(unknown)}")
     return shape
+
+
+def _is_neutral(key: str, value: Any, fields: dict[str, Any]) -> bool:
+    """Whether a setting that the family's table does not have changes nothing."""
+    if key == "ff_factor":  # Falcon 11B's, which transformers does not read
+        return value * fields["hidden"] == fields["ffn"]
+    if key == "layer_types":
+        return set(value) == {"full_attention"}
+    return key.startswith("unsloth_") or (key in _NEUTRAL and value == _NEUTRAL[key])
 
 
 def write_config(family: Family, shape: Shape, dtype: str, bos: int | None, eos: int | None) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from llmpipe.families.family import Shape
 
 _ORIGINAL = "original_max_position_embeddings"
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", _ORIGINAL)
+# transformers 4's name, which 5 takes first where both are there, and 5's.
+_TABLES = ("rope_scaling", "rope_parameters")
 # Each kind's own keys: those that have to be there, and those that may.
 KINDS = {
     "linear": (("factor",), ()),
@@ -22,21 +24,57 @@ KINDS = {
 
 def read_rope(config: dict[str, Any], where: str) -> dict[str, Any]:
     """`Shape`'s rope_theta and rope_scaling; UserError for a kind or a key that the decoder does not compute."""
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(settings, dict):
-        raise UserError(f"{where}: the rope scaling is {settings!r}, no table of keys: copy or download it again")
-    settings = dict(settings)
-    theta = settings.pop("rope_theta", None) or config.get("rope_theta") or 1e4
-    kind = settings.pop("rope_type", None) or settings.get("type", "default")
-    settings.pop("type", None)
-    if config.get("partial_rotary_factor", 1.0) != 1.0 or settings.pop("partial_rotary_factor", 1.0) != 1.0:
+    settings = _settings(config, where)
+    theta = _theta(config, where)
+    kind = settings.pop("rope_type", "default")
+    if config.get("partial_rotary_factor") not in (None, 1) or settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{where}: partial_rotary_factor: llmpipe turns whole heads only")
     if config.get(_ORIGINAL) is not None:
         settings[_ORIGINAL] = config[_ORIGINAL]  # transformers takes it before the scaling's own
     scaling = None if kind == "default" else checked_scaling({"rope_type": kind} | settings, where)
     if kind == "default" and settings:
         raise UserError(f"{where}: rope settings without a rope_type: {', '.join(settings)}")
-    return {"rope_theta": float(theta) if isinstance(theta, int) else theta, "rope_scaling": scaling}
+    return {"rope_theta": float(theta) if type(theta) is int else theta, "rope_scaling": scaling}
+
+
+def _settings(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """The scaling's keys but theta's, of rope_scaling or of rope_parameters; UserError if both say different things."""
+    found = {}
+    for name in _TABLES:
+        if not (table := config.get(name) or {}):
+            continue
+        if not isinstance(table, dict):
+            raise UserError(f"{where}: {name} is {table!r}, no table of keys: copy or download it again")
+        given = {key: value for key, value in table.items() if value is not None and key not in ("type", "rope_theta")}
+        kinds = {table[key] for key in ("rope_type", "type") if isinstance(table.get(key), str)}
+        if len(kinds) > 1:
+            raise UserError(f"{where}: {name} says both {' and '.join(sorted(kinds))}: remove the wrong one")
+        found[name] = given | ({"rope_type": kinds.pop()} if kinds else {})
+    if len(found) == 2 and _effective(found["rope_scaling"]) != _effective(found["rope_parameters"]):
+        raise UserError(
+            f"{where}: rope_scaling {config['rope_scaling']} contradicts rope_parameters {config['rope_parameters']}:"
+            " remove the one that is not meant"
+        )
+    return next(iter(found.values()), {})
+
+
+def _effective(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"rope_type": "default"} | settings
+
+
+def _theta(config: dict[str, Any], where: str) -> Any:
+    """The base of the frequencies, which may stand in three places; UserError if they differ."""
+    places = {"rope_theta": config.get("rope_theta")}
+    places |= {f"{name}.rope_theta": (config.get(name) or {}).get("rope_theta") for name in _TABLES}
+    said = {place: value for place, value in places.items() if value is not None}
+    if len(set(map(str, map(_as_number, said.values())))) > 1:
+        listed = ", ".join(f"{place} is {value}" for place, value in said.items())
+        raise UserError(f"{where}: {listed}: remove the one that is not meant")
+    return next(iter(said.values()), 1e4)
+
+
+def _as_number(value: Any) -> Any:
+    return float(value) if type(value) is int else value
 
 
 def checked_scaling(scaling: dict[str, Any], where: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
 
 from llmpipe.errors import UserError
 
@@ -55,6 +56,22 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read as a file of plain tensors: {error}") from error
+
+
+# Falcon's first config.json files, of classes that transformers never had: its words for them.
+_FIRST = {"n_head": "num_attention_heads", "n_head_kv": "num_kv_heads", "n_layer": "num_hidden_layers"}
+_FIRST_KINDS = {"RefinedWeb": True, "RefinedWebModel": False}
+"""Each with whether it is the new decoder architecture (40B)."""
+
+
+def read_config(path: Path) -> Any:
+    """transformers' own reading of a directory's config.json."""
+    given = json.loads((path / "config.json").read_text())
+    if given.get("model_type") not in _FIRST_KINDS:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    renamed = {_FIRST.get(key, key): value for key, value in given.items() if key != "auto_map"}
+    new = {"model_type": "falcon", "new_decoder_architecture": _FIRST_KINDS[given["model_type"]]}
+    return AutoConfig.for_model(**renamed | new)
 
 
 def holds_a_model(path: Path) -> bool:
