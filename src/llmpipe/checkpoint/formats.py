@@ -12,9 +12,10 @@ from llmpipe.checkpoint.megatron.directory import is_megatron
 from llmpipe.checkpoint.megatron.source import MegatronSource
 from llmpipe.checkpoint.meta import MetaSource
 from llmpipe.checkpoint.rank_files import RankFilesSource
-from llmpipe.checkpoint.source import TensorSource, check_expected
+from llmpipe.checkpoint.source import OtherShape, TensorSource, check_expected
 from llmpipe.errors import UserError
-from llmpipe.families import Shape
+from llmpipe.families import Shape, from_hf_config
+from llmpipe.files import read_json
 
 MAY = (
     "a directory of Hugging Face's (config.json, *.safetensors or pytorch_model*.bin), of Meta's (params.json,"
@@ -85,17 +86,42 @@ def _nothing(path: Path) -> str:
 
 
 def open_source(path: Path, told: Told = NOTHING) -> TensorSource:
-    """Open a checkpoint of any format; what is told is checked against what the source says of itself."""
+    """Open a checkpoint of any format; what is told is checked against what the source says of itself.
+
+    A config.json beside another format's weights counts as told, too.
+    """
     kind = detect(path)
     if (told.dialect or told.vocab) and kind != "megatron":
         raise UserError(f"{path} is no Megatron directory ({kind}): --source-dialect and --vocab do not apply to it")
+    if kind in ("hf", "rank_files"):
+        source = HfSource(path) if kind == "hf" else RankFilesSource(path)
+        if told.shape:
+            check_expected(source.shape, told.shape, path)
+        return source
+    config = _folder(path) / "config.json"
+    said = (
+        from_hf_config(read_json(config, "copy it again, or take it away"), str(config)) if config.is_file() else None
+    )
+    if said and told.shape:
+        check_expected(said, told.shape, config)
+    try:
+        return _open_foreign(path, kind, told, told.shape or said)
+    except OtherShape as error:
+        if told.shape or said is None:
+            raise
+        raise UserError(
+            f"{config} lies beside weights of another shape: {error.different} there: correct it, or take it away"
+        ) from error
+
+
+def _folder(path: Path) -> Path:
+    plain = split_prefix(path)[1]
+    return plain if plain.is_dir() else plain.parent
+
+
+def _open_foreign(path: Path, kind: str, told: Told, expected: Shape | None) -> TensorSource:
     if kind == "meta":
-        return MetaSource(path, told.shape)
+        return MetaSource(path, expected)
     if kind == "megatron":
-        return MegatronSource(path, told.shape, told.dialect, told.vocab)
-    if kind == "easylm":
-        return EasyLMSource(path, told.shape)
-    source = HfSource(path) if kind == "hf" else RankFilesSource(path)
-    if told.shape:
-        check_expected(source.shape, told.shape, path)
-    return source
+        return MegatronSource(path, expected, told.dialect, told.vocab)
+    return EasyLMSource(path, expected)

@@ -40,18 +40,25 @@ class TensorSource(Protocol):
         ...
 
 
+class OtherShape(UserError):
+    """Weights of another shape than is expected of them; `different` has each field."""
+
+    def __init__(self, path: Path, different: str):
+        super().__init__(
+            f"{path} is not of the shape that was asked for: {different}: name the right shape or leave it out"
+        )
+        self.different = different
+
+
 def check_expected(found: Shape, expected: Shape, path: Path) -> None:
-    """UserError with each field that differs."""
+    """OtherShape with each field that differs."""
     different = [
         f"{name} is {getattr(found, name)!r}, expected {getattr(expected, name)!r}"
         for name in Shape.__dataclass_fields__
         if getattr(found, name) != getattr(expected, name)
     ]
     if different:
-        raise UserError(
-            f"{path} is not of the shape that was asked for: {'; '.join(different)}:"
-            " name the right shape or leave it out"
-        )
+        raise OtherShape(path, "; ".join(different))
 
 
 def check_tensors(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

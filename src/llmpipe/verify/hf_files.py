@@ -70,7 +70,7 @@ def read_config(path: Path) -> Any:
     if given.get("model_type") not in _FIRST_KINDS:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     renamed = {_FIRST.get(key, key): value for key, value in given.items() if key != "auto_map"}
-    new = {"model_type": "falcon", "new_decoder_architecture": _FIRST_KINDS[given["model_type"]]}
+    new: dict[str, Any] = {"model_type": "falcon", "new_decoder_architecture": _FIRST_KINDS[given["model_type"]]}
     return AutoConfig.for_model(**renamed | new)
 
 
