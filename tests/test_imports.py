@@ -19,7 +19,8 @@ LEVELS = (
     {"hashing"},
     {"config", "families"},
     {"project", "schema"},
-    {"data", "checkpoint", "parallel"},
+    {"data", "parallel"},
+    {"checkpoint"},
     {"model"},
     {"inference"},
     {"verify", "train"},
@@ -36,7 +37,7 @@ HOME = {
     "lm_eval": {"evaluate"},
     "datasets": {"evaluate"},
     "huggingface_hub": {"checkpoint"},
-    "pyarrow": set(),
+    "pyarrow": {"data"},
 }
 
 

@@ -15,9 +15,10 @@ import torch
 from meta_files import VOCAB, write_meta
 from transformers import AutoTokenizer
 
-from llmpipe.checkpoint import manifest, tiktoken_file, tokenizer_files
+from llmpipe.checkpoint import manifest, tokenizer_files
 from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.formats import Told
+from llmpipe.data.tokenizers.ranks import special_tokens
 from llmpipe.errors import UserError
 from tiktoken_twin import encode as encode_tiktoken
 from tiktoken_twin import write_tiktoken
@@ -227,7 +228,7 @@ def test_tiktokens_model_of_llama_3(llama3: tuple[Path, dict[bytes, int]], tmp_p
 
 def test_llama_3_1_named_more_special_tokens(tmp_path: Path) -> None:
     write_tiktoken(tmp_path / "tokenizer.model")
-    ids = {token: tiktoken_file.special_tokens(named=True).index(token) for token in tiktoken_file.special_tokens(True)}
+    ids = {token: special_tokens(named=True).index(token) for token in special_tokens(True)}
     names = (
         "<|finetune_right_pad_id|>",
         "<|eom_id|>",

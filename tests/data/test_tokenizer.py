@@ -54,7 +54,7 @@ def refused(path: Path) -> str:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    wanted = "tokenizer.model (of SentencePiece), tokenizer.json"
+    wanted = "tokenizer.model (of SentencePiece or tiktoken), tekken.json or tokenizer.json"
     missing = f"the tokenizer {tmp_path}/none is missing: name a directory with {wanted}, or that file"
     assert refused(tmp_path / "none") == missing
     assert refused(tmp_path) == f"{tmp_path} has no tokenizer: llmpipe reads {wanted}"

@@ -16,7 +16,8 @@ from llmpipe.checkpoint import tiktoken_file
 from llmpipe.checkpoint.carried import copy_hashed
 from llmpipe.checkpoint.sentencepiece_model import SPACE, build, config, load, read_spec
 from llmpipe.checkpoint.source import TensorSource
-from llmpipe.checkpoint.tiktoken_file import is_tiktoken
+from llmpipe.data.tokenizers.ranks import SPECIAL, is_tiktoken, read_ranks
+from llmpipe.data.tokenizers.tiktoken import open_ranks
 from llmpipe.errors import UserError
 from llmpipe.files import sha256, write_json
 
@@ -58,7 +59,7 @@ def find(path: Path) -> Path | None:
 def model_size(model: Path) -> int:
     """How many tokens a tokenizer.model has."""
     if is_tiktoken(model):
-        return len(tiktoken_file.read_ranks(model)) + tiktoken_file.SPECIAL
+        return len(read_ranks(model)) + SPECIAL
     return load(model).vocab_size()
 
 
@@ -68,7 +69,7 @@ def control_ids(path: Path) -> tuple[int | None, int | None]:
     if model is None:
         return None, None
     if is_tiktoken(model):
-        bos = model_size(model) - tiktoken_file.SPECIAL
+        bos = model_size(model) - SPECIAL
         return bos, bos + 1
     tokenizer = load(model)
     bos, eos = tokenizer.bos_id(), tokenizer.eos_id()
@@ -88,7 +89,7 @@ def _made(source: TensorSource, model: Path) -> tuple[Tokenizer, dict[str, Any],
     if is_tiktoken(model):  # the names of some special tokens came with Llama 3.1, as did its rope scaling
         made = tiktoken_file.build(model, named=source.shape.rope_scaling is not None)
         settings = tiktoken_file.config(source.shape.max_positions)
-        return made, settings, lambda text: made.encode(text, add_special_tokens=False).ids
+        return made, settings, open_ranks(model).encode
     truth = load(model)
     return build(truth, model), config(truth, source.shape.max_positions), truth.encode
 
