@@ -17,7 +17,7 @@ from llmpipe.checkpoint.formats import detect
 from llmpipe.checkpoint.hf import HfSource
 from llmpipe.checkpoint.hf_weights import BIN_INDEX
 from llmpipe.errors import UserError
-from llmpipe.verify.gate import verify
+from llmpipe.verify.gate import open_kind, verify
 from llmpipe.verify.hf_files import WeightFiles
 
 Tensors = dict[str, torch.Tensor]
@@ -94,6 +94,7 @@ def test_what_lies_beside_is_left_alone(
     taken = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
     assert f"{hf}: {taken} taken; left alone: {', '.join(BESIDE[beside])}" in caplog.messages
     assert WeightFiles(hf).files == WeightFiles(tmp_path / "out").files  # verify reads the same ones
+    assert open_kind(hf) == "Hugging Face"
 
 
 def test_an_adapter_beside_older_weights(hf: Path, hf_tensors: Tensors) -> None:
