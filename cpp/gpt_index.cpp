@@ -14,6 +14,10 @@
 
 namespace {
 
+constexpr int64_t kMaxSeqLen = int64_t{1} << 30;
+constexpr int64_t kMaxSamples = std::numeric_limits<uint32_t>::max() - 1;  // numbers are uint32, as in Megatron
+constexpr int64_t kMaxTokens = int64_t{1} << 61;  // so that sums of an epoch and what is asked for stay inside int64
+
 // How often the documents are repeated to give `num_samples` samples, neighbours sharing one token.
 struct Epochs {
   int64_t count;
@@ -68,13 +72,16 @@ void shuffle_samples(Buffer<uint32_t>& order, size_t together, LegacyRandom& ran
 
 int64_t checked_tokens(const Input<int64_t>& lengths, int64_t first, int64_t last, int64_t seq_len, int64_t num_samples) {
   if (seq_len < 1 || num_samples < 1) throw std::invalid_argument("seq_len and num_samples have to be 1 or more");
+  if (seq_len >= kMaxSeqLen || num_samples >= kMaxSamples)
+    throw std::invalid_argument("more than 2^32 - 2 samples, or longer than 2^30 - 1 tokens, do not fit the index");
   if (first < 0 || last > static_cast<int64_t>(lengths.shape(0)) || first > last)
     throw std::invalid_argument("documents " + std::to_string(first) + " to " + std::to_string(last) + " are not among the " +
                                 std::to_string(lengths.shape(0)) + " documents");
   int64_t tokens = 0;
   for (int64_t i = first; i < last; ++i) {
     if (lengths.data()[i] < 0) throw std::invalid_argument("document " + std::to_string(i) + " has a negative length");
-    tokens += lengths.data()[i];
+    if (__builtin_add_overflow(tokens, lengths.data()[i], &tokens) || tokens > kMaxTokens)
+      throw std::invalid_argument("the documents hold more than 2^61 tokens");
   }
   if (tokens == 0) throw std::invalid_argument("the documents hold no tokens");
   return tokens;
@@ -90,7 +97,7 @@ Index gpt_index(Input<int64_t> lengths, int64_t first, int64_t last, int64_t seq
     nb::gil_scoped_release release;
     const int64_t tokens = checked_tokens(lengths, first, last, seq_len, num_samples);
     const Epochs epochs = plan_epochs(tokens, seq_len, num_samples);
-    if (epochs.num_samples >= std::numeric_limits<uint32_t>::max() - 1 || last > std::numeric_limits<int32_t>::max())
+    if (epochs.num_samples >= kMaxSamples || last > std::numeric_limits<int32_t>::max())
       throw std::invalid_argument("more than 2^32 - 2 samples or 2^31 - 1 documents do not fit the index");
     documents = Buffer<int32_t>((last - first) * epochs.count);
     samples = Buffer<int64_t>(2 * (epochs.num_samples + 1));

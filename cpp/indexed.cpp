@@ -8,6 +8,8 @@ namespace {
 
 using std::to_string;
 
+constexpr int64_t kMaxBytes = int64_t{1} << 62;  // far from an overflow
+
 // The byte at which each sequence starts, the first one at `start`.
 Output<int64_t> byte_pointers(Input<int32_t> sizes, int64_t item_bytes, int64_t start) {
   Buffer<int64_t> pointers(sizes.shape(0));
@@ -31,6 +33,7 @@ void check_sequences(const Input<int32_t>& sizes, const Input<int64_t>& pointers
       throw std::invalid_argument("sequence " + to_string(i) + " starts at byte " + to_string(pointer) +
                                   ", but the sizes before it say byte " + to_string(position));
     position += size * item_bytes;
+    if (position > kMaxBytes) throw std::invalid_argument("the index describes more than 2^62 bytes of tokens");
   }
   if (position != bin_bytes)
     throw std::invalid_argument("the index describes " + to_string(position) + " bytes of tokens, but the .bin has " +

@@ -6,6 +6,7 @@ void bind_blend(nb::module_& m);
 void bind_gather(nb::module_& m);
 void bind_gpt_index(nb::module_& m);
 void bind_indexed(nb::module_& m);
+void bind_samples(nb::module_& m);
 void bind_sha256(nb::module_& m);
 
 NB_MODULE(helpers, m) {
@@ -13,6 +14,7 @@ NB_MODULE(helpers, m) {
   bind_indexed(m);
   bind_gpt_index(m);
   bind_blend(m);
+  bind_samples(m);
   bind_gather(m);
   bind_sha256(m);
 }

@@ -1,5 +1,7 @@
 """The compiled helpers (cpp/): pure functions from arrays to new arrays; ValueError for bad input."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
@@ -44,6 +46,7 @@ def gather(
 def first_nonfinite(data: NDArray[np.uint8], item_bytes: int, exponent_bits: int) -> int:
     """The first element that is NaN or infinite, -1 if there is none."""
 
+<<<<<<< HEAD
 class Sha256:
     """SHA-256 by the processor's instructions; there is no such class where it has none."""
 
@@ -52,3 +55,19 @@ class Sha256:
     @staticmethod
     def update_two(a: Sha256, data_a: Buffer, b: Sha256, data_b: Buffer) -> None:
         """Go on with two streams, each by its own data, for little more than the price of one."""
+=======
+def read_samples(
+    tokens: NDArray[Any],
+    starts: NDArray[np.int64],
+    documents: NDArray[np.int32],
+    samples: NDArray[np.int64],
+    order: NDArray[np.uint32],
+    wanted: NDArray[np.int64],
+    seq_len: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+    """Samples `wanted` of `gpt_index`'s arrays, `samples` flat; `starts`: of documents in the tokens, and the end.
+
+    Gives (n, seq_len + 1) tokens; where in them documents start, but at 0, sample by sample; and how many of those
+    there are up to the end of each sample. ValueError if the arrays do not fit together.
+    """
+>>>>>>> 2a0eb3d (wip)
