@@ -46,15 +46,30 @@ class Corpus:
     """config/corpora/NAME.yaml: what text."""
 
     files: list[str]
-    """Files or directories of .jsonl, .jsonl.gz or .txt, from the project's folder."""
-    kind: Literal["text"] = "text"
-    """text: documents for continued pretraining."""
-    text_key: str = "text"
-    """The key of a JSONL line that holds the document."""
+    """Files or directories of .jsonl, .json, .txt (also .gz, .zst), .parquet or .arrow, from the project's folder; a
+    name may have * in it."""
+    kind: Literal["text", "tokens"] = "text"
+    """text: documents for continued pretraining. tokens: rows of input_ids, with or without labels (-100: no loss)."""
+    text_key: str | list[str] = "text"
+    """The key that holds a row's document, as text or meta.text; of several, as [title, text], the texts are joined."""
+    separator: str = "\n\n"
+    """What stands between the texts of several keys."""
     bos: bool | None = None
     """Start each document with BOS; left out, the tokenizer's own rule (add_bos_token)."""
     append_eod: bool = True
     """End each document with EOS."""
+    skip_bad: int = 0
+    """Leave out as many bad rows, and list them in the dataset's .rejects.jsonl; one more stops."""
+    parts: int = 1
+    """Tokenize the corpus in so many jobs, and join what they make: the same bytes, sooner on a cluster."""
+
+    def __post_init__(self) -> None:
+        if not self.text_key:
+            raise UserError("text_key is empty, but has to name a key, or several as in [title, text]")
+        if self.skip_bad < 0:
+            raise UserError(f"skip_bad is {self.skip_bad}, but has to be 0 or more")
+        if self.parts < 1:
+            raise UserError(f"parts is {self.parts}, but has to be 1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +109,11 @@ class Recipe:
     """Decides the order of the data."""
     isolate_documents: bool = True
     """Packed documents do not see each other; false crosses them as Megatron does."""
+    packing: bool = True
+    """Of chats: as many whole ones as fit go into a sequence, which costs no attention between them. false: one in
+    each sequence, and a micro-batch is as long as its longest."""
+    scalar_loss_mask: float = 0.0
+    """Of chats: how much tokens that are not the assistant's count in the loss; the assistant's count 1."""
     recompute: Literal["off", "full"] = "off"
     """full: each layer's activations are computed again in the backward pass."""
     save_every: int = 100
@@ -108,6 +128,8 @@ class Recipe:
                 raise UserError(f"{name} is {getattr(self, name)}, but has to be above 0")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"weight_decay is {self.weight_decay}, but has to be 0 or more")
+        if not 0 <= self.scalar_loss_mask < math.inf:
+            raise UserError(f"scalar_loss_mask is {self.scalar_loss_mask}, but has to be 0 or more")
         if not 0 <= self.schedule.min_lr <= self.lr:
             raise UserError(f"schedule.min_lr is {self.schedule.min_lr}, but has to be from 0 to lr, {self.lr}")
         if not 0 <= self.schedule.warmup < math.inf:
@@ -172,7 +194,10 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return build_dataclass(kind, value, where)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is UnionType:
-        return None if value is None and NoneType in arguments else build(arguments[0], value, where)
+        if value is None and NoneType in arguments:
+            return None
+        fitting = (kind for kind in arguments if isinstance(value, get_origin(kind) or kind))
+        return build(next(fitting, arguments[0]), value, where)
     if origin is Literal:
         if value not in arguments:
             raise UserError(f"{where} is {value!r}: {nearest(str(value), map(str, arguments))}")

@@ -1,115 +1,132 @@
-"""Corpus files: what is found and read, and the text of every refusal."""
+"""Corpus files: what an input stands for, and the refusal of what it cannot."""
 
-import gzip
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 
-from llmpipe.data.sources import documents, find_files
+from llmpipe.data.readers.block import whole
+from llmpipe.data.sources import blocks, find_files, first_row
 from llmpipe.errors import UserError
 
-
-def read(path: Path, key: str = "text") -> list[bytes]:
-    return list(documents(path, key, lambda _: None))
+KINDS = ".jsonl, .json, .txt (also with .gz or .zst), .parquet and .arrow"
 
 
-def refusal(path: Path, data: bytes, key: str = "text") -> str:
-    """The error of a file, without its folder."""
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    with pytest.raises(UserError) as error:
-        read(path, key)
-    return str(error.value).replace(f"{path.parent}/", "")
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
 
 
-def test_find_files_sorts_a_directory_and_keeps_the_given_order(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("d/b.txt", "d/a.jsonl", "d/sub/0.jsonl.gz", "d/README.md", "d/.git/x.txt", "first.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_files([tmp_path / "first.txt", tmp_path / "d"])
-    assert [str(p.relative_to(tmp_path)) for p in found] == ["first.txt", "d/a.jsonl", "d/b.txt", "d/sub/0.jsonl.gz"]
+def found(folder: Path, *inputs: str) -> list[str]:
+    return [str(path.relative_to(folder)) for path in find_files([folder / name for name in inputs])]
+
+
+def test_a_directory_is_sorted_and_the_given_order_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "d/b.txt", "d/a.jsonl", "d/sub/0.jsonl.gz", "d/README.md", "d/.git/x.txt", "first.txt")
+    touch(tmp_path, "d/c.json.zst", "d/d.parquet", "d/e.arrow", "d/a/z.json")
+    expected = ["first.txt", "d/a/z.json", "d/a.jsonl", "d/b.txt", "d/c.json.zst", "d/d.parquet", "d/e.arrow"]
+    assert found(tmp_path, "first.txt", "d") == [*expected, "d/sub/0.jsonl.gz"]
     assert "1 files of other kinds are left out, such as README.md" in caplog.text
 
 
-def test_find_files_refuses(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").touch()
-    for path, message in [
-        (tmp_path / "no.jsonl", "no.jsonl is missing: name a file or a directory of .jsonl, .jsonl.gz, .txt files"),
-        (
-            tmp_path / "a.parquet",
-            "a.parquet is of a kind that llmpipe tokenize does not read: it reads .jsonl, .jsonl.gz, .txt",
-        ),
-        (tmp_path, "holds no .jsonl, .jsonl.gz, .txt file, though 1 other files"),
+def test_refusals(tmp_path: Path) -> None:
+    touch(tmp_path, "a.csv")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name, message in [
+        ("no.jsonl", f"no.jsonl is missing: name a file or a directory of {KINDS} files"),
+        ("a.csv", f"a.csv is of a kind that llmpipe tokenize does not read: it reads {KINDS}"),
+        ("pipe.jsonl", "pipe.jsonl is no regular file: write what comes out of it into one"),
+        ("", f"holds no {KINDS} file, though 2 other files"),
     ]:
         with pytest.raises(UserError) as error:
-            find_files([path])
+            find_files([tmp_path / name])
         assert message in str(error.value)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
-def test_jsonl(tmp_path: Path, suffix: str) -> None:
-    texts = ["one", "", "line\u2028separator", "\U0001f600", 'quote " and \\ and \n']
-    lines = [json.dumps({"id": i, "text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(texts)]
-    data = ("\n".join([lines[0], "  ", *lines[1:]])).encode()  # a blank line, and no newline at the end
-    path = tmp_path / f"c{suffix}"
-    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
-    counted: list[int] = []
-    assert [text.decode() for text in documents(path, "text", counted.append)] == texts
-    assert sum(counted) == path.stat().st_size
+def test_a_link_to_a_directory_is_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.txt", "d/b.txt")
+    (tmp_path / "d/link").symlink_to(tmp_path / "real")
+    assert found(tmp_path, "d") == ["d/b.txt", "d/link/a.txt"]
+    (tmp_path / "real/up").symlink_to(tmp_path / "d")
+    with pytest.raises(UserError, match="up is a link to a directory above it"):
+        find_files([tmp_path / "d"])
 
 
-def test_txt_is_one_document(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("two\nlines\n")
-    assert read(tmp_path / "a.txt") == [b"two\nlines\n"]
+def test_what_datasets_saves(tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}"} for i in range(10)]
+    one = datasets.Dataset.from_list(rows)
+    one.save_to_disk(tmp_path / "one", num_shards=3)
+    touch(tmp_path, "one/stray.arrow")
+    shards = [f"one/data-0000{i}-of-00003.arrow" for i in range(3)]
+    assert found(tmp_path, "one") == shards
+    read = [row for name in shards for block in blocks(whole(tmp_path / name), ["text"]) for _, row in block.rows()]
+    assert read == rows
+    datasets.DatasetDict(train=one, test=one.select(range(2))).save_to_disk(tmp_path / "both")
+    assert found(tmp_path, "both/test") == ["both/test/data-00000-of-00001.arrow"]
+    with pytest.raises(
+        UserError, match=r"both is a DatasetDict of 2 splits: name the one that is wanted, .*/train or "
+    ):
+        find_files([tmp_path / "both"])
+    (tmp_path / "one/data-00001-of-00003.arrow").unlink()
+    with pytest.raises(UserError, match=r"data-00001-of-00003\.arrow is missing, though .*state\.json lists it"):
+        find_files([tmp_path / "one"])
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"text": "a}', 'is not JSON (Unterminated string starting at: character 10): \'{"text": "a}\''),
-        (b"<html>", "is not JSON (Expecting value: character 1): '<html>'"),
-        (b"[" * 100_000, "is not JSON ("),
-        (b'["a"]', 'is a list, but each line has to be an object like {"text": "…"}'),
-        (b'"a"', 'is a text, but each line has to be an object like {"text": "…"}'),
-        (b"null", 'is null, but each line has to be an object like {"text": "…"}'),
-        (b'{"id": 1, "txt": "a"}', "has no key 'text', its keys are 'id', 'txt'; did you mean 'txt'? (--text-key"),
-        (b"{}", "has no key 'text', its keys are none (--text-key, or text_key in the corpus)"),
-        (b'{"text": 12}', "'text' is a number, but has to be a text: '{\"text\": 12}'"),
-        (b'{"text": null}', "'text' is null, but has to be a text"),
-        (b'{"text": {"a": 1}}', "'text' is an object, but has to be a text"),
-        (b'{"text": "ab\\ud83d"}', "the text has half of a surrogate pair, U+D83D at character 3; mend or leave out"),
-        (b'{"text": "caf\xe9"}', 'is not UTF-8: byte 0xE9 after \'{"text": "caf\'; convert the file to UTF-8'),
-    ],
-)
-@pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
-def test_a_bad_line_is_named(tmp_path: Path, name: str, line: bytes, message: str) -> None:
-    found = refusal(tmp_path / name, b'{"text": "good"}\n\n' + line + b"\n")
-    assert found.startswith(f"{name}, line 3")
-    assert message in found
+@pytest.mark.parametrize("state", ["[]", "{}", '{"_data_files": [7]}'])
+def test_another_state_json(tmp_path: Path, state: str) -> None:
+    (tmp_path / "state.json").write_text(state)
+    with pytest.raises(UserError, match=r"state\.json is not what save_to_disk of `datasets` writes"):
+        find_files([tmp_path])
 
 
-def test_long_lines_are_cut_in_errors(tmp_path: Path) -> None:
-    assert len(refusal(tmp_path / "c.jsonl", b"x" * 10_000)) < 200
+def test_the_cache_of_the_hub(tmp_path: Path) -> None:
+    touch(tmp_path, "d/blobs/0f", "d/blobs/1f", "d/refs/main", "d/snapshots/abc/README.md")
+    data = tmp_path / "d/snapshots/abc/data"
+    data.mkdir()
+    for number in range(2):
+        (data / f"train-0000{number}-of-00002.parquet").symlink_to(f"../../../blobs/{number}f")
+    assert found(tmp_path, "d") == [f"d/snapshots/abc/data/train-0000{i}-of-00002.parquet" for i in range(2)]
+    touch(data, "test-00000-of-00001.parquet")
+    with pytest.raises(
+        UserError, match=r"d holds the splits test, train: name the files that are wanted, as .*train-\*"
+    ):
+        find_files([tmp_path / "d"])
+    touch(tmp_path, "d/snapshots/def/a.txt")
+    with pytest.raises(UserError, match=r"d has 2 snapshots: name the one that is wanted, .*abc or .*def"):
+        find_files([tmp_path / "d"])
+
+
+def test_names_with_stars(tmp_path: Path) -> None:
+    touch(tmp_path, "train-00001-of-00002.parquet", "train-00000-of-00002.parquet", "test-00000-of-00001.parquet")
+    assert found(tmp_path, "train-*") == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    with pytest.raises(UserError, match=r"valid-\* fits no file: "):
+        find_files([tmp_path / "valid-*"])
+    touch(tmp_path, "odd[1].txt")
+    assert found(tmp_path, "odd[1].txt") == ["odd[1].txt"]
+
+
+@pytest.mark.parametrize("write", [lambda path: path.write_text("a\nb"), lambda path: path.write_text("", "utf-8-sig")])
+def test_a_text_file_is_one_document(tmp_path: Path, write: Callable[[Path], object]) -> None:
+    write(tmp_path / "a.txt")
+    (block,) = blocks(whole(tmp_path / "a.txt"), ["text"])
+    assert [row for _, row in block.rows()] == [(tmp_path / "a.txt").read_text("utf-8-sig")]
 
 
 def test_bad_utf8_in_a_text_file_is_named_by_line(tmp_path: Path) -> None:
-    found = refusal(tmp_path / "a.txt", b"one\ntwo\nthr\xffee")
-    assert found == "a.txt, line 3 is not UTF-8: byte 0xFF after 'one\\ntwo\\nthr'; convert the file to UTF-8"
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\nthr\xffee")
+    (block,) = blocks(whole(tmp_path / "a.txt"), ["text"])
+    ((number, bad),) = block.rows()
+    assert f"{block.where(number)} {bad}" == (
+        f"{tmp_path}/a.txt, line 3 is not UTF-8: byte 0xFF after 'one\\ntwo\\nthr'; convert the file to UTF-8"
+    )
 
 
-def test_a_truncated_gz_is_named(tmp_path: Path) -> None:
-    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-10])
-    with pytest.raises(UserError, match=r"c\.jsonl\.gz is truncated or no gzip file"):
-        read(tmp_path / "c.jsonl.gz")
-    (tmp_path / "d.jsonl.gz").write_bytes(b'{"text": "a"}\n')
-    with pytest.raises(UserError, match=r"d\.jsonl\.gz is truncated or no gzip file: Not a gzipped file"):
-        read(tmp_path / "d.jsonl.gz")
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-8-sig")
-    (tmp_path / "a.txt").write_text("one", encoding="utf-8-sig")
-    assert read(tmp_path / "a.jsonl") == [b"one", b"two"]
-    assert read(tmp_path / "a.txt") == [b"one"]
+def test_the_first_row_is_the_first_good_one(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "a.jsonl").write_text("oops\n" + json.dumps({"a": 1}) + "\n")
+    assert first_row([tmp_path / "empty.jsonl", tmp_path / "a.jsonl"], []) == {"a": 1}
+    assert first_row([tmp_path / "empty.jsonl"], []) is None

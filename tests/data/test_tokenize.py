@@ -61,7 +61,8 @@ def test_manifest(tmp_path: Path, tokenizer_dir: Path) -> None:
 
     model = tokenizer_dir / "tokenizer.model"
     assert facts["tokenizer"] == {
-        "path": str(model), "sha256": hashed(model)["sha256"], "vocab_size": 400, "bos_id": 1, "eos_id": 2
+        "path": str(model), "kind": "sentencepiece", "sha256": hashed(model)["sha256"],
+        "files": {"tokenizer.model": hashed(model)["sha256"]}, "vocab_size": 400, "bos_id": 1, "eos_id": 2,
     }  # fmt: skip
     assert (facts["kind"], facts["bos"], facts["append_eod"], facts["text_key"]) == ("dataset", True, True, "body")
     assert (facts["documents"], facts["empty_documents"], facts["tokens"]) == (4, 1, int(sizes.sum()))
@@ -75,8 +76,8 @@ def test_bytes_are_the_same_for_any_workers_and_batches(
 ) -> None:
     source = corpus(tmp_path / "c.jsonl", [f"{text} {i}" for i in range(200) for text in TEXTS])
     digests = set()
-    for workers, batch_bytes in ((1, 1 << 20), (3, 1 << 20), (3, 100), (2, 1)):
-        monkeypatch.setattr("llmpipe.data.tokenize.BATCH_BYTES", batch_bytes)
+    for workers, block_bytes in ((1, 1 << 20), (3, 1 << 20), (3, 100), (2, 1)):
+        monkeypatch.setattr("llmpipe.data.readers.lines.BLOCK_BYTES", block_bytes)
         run(source, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out", "--workers", workers)
         files = [tmp_path / f"out{suffix}" for suffix in (".bin", ".idx", ".manifest.json")]
         digests.add(tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
@@ -106,8 +107,8 @@ def test_a_corpus_file_and_options_before_it(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError) as error:
         corpus_of([Path("d.yaml")])
     assert str(error.value) == (
-        "d.yaml, files: data/none.jsonl is missing: name a file or a directory of .jsonl, .jsonl.gz, .txt files"
-        " (paths count from the folder you are in)"
+        "d.yaml, files: data/none.jsonl is missing: name a file or a directory of .jsonl, .json, .txt (also with .gz"
+        " or .zst), .parquet and .arrow files (paths count from the folder you are in)"
     )
 
 
@@ -163,7 +164,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, tokenizer_dir: Pat
         lines = json.dumps({"text": "Beautiful is better than ugly. " * 300}) + "\n"
         (tmp_path / "c.jsonl").write_text(lines * (megabytes * 10**6 // len(lines)))
         code = (
-            "import resource; from pathlib import Path; from llmpipe.data import tokenize as t; t.BATCH_BYTES = 500000;"
+            "import resource; from pathlib import Path; from llmpipe.data import tokenize as t;"
+            " from llmpipe.data.readers import lines; lines.BLOCK_BYTES = 500000;"
             f" t.tokenize(t.corpus_of([Path({str(tmp_path / 'c.jsonl')!r})]), Path({str(tokenizer_dir)!r}),"
             f" Path({str(tmp_path / 'out')!r}), 1); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,35 +11,45 @@ from llmpipe.cli import with_log
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(path_type=Path))
-@click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="Directory with a tokenizer.model.")
+@click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="Directory with a tokenizer's files.")
 @click.option(
     "--output", required=True, metavar="PREFIX", type=click.Path(path_type=Path), help="Writes PREFIX.bin, .idx."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that encode.  [default: the CPUs of this process]")
-@click.option("--text-key", metavar="K", help="Key of a JSONL line that holds the document.  [default: text]")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that encode.  [default: the CPUs of this one]")
+@click.option(
+    "--text-key", metavar="K", multiple=True, help="Key of a row's document; several are joined.  [default: text]"
+)
+@click.option("--tokens", is_flag=True, help="Rows are tokens already: input_ids, with or without labels.")
 @click.option(
     "--bos/--no-bos", default=None, help="Start documents with BOS.  [default: the tokenizer's add_bos_token]"
 )
 @click.option("--append-eod/--no-append-eod", default=None, help="End documents with EOS.  [default: append]")
+@click.option("--skip-bad", metavar="N", type=click.IntRange(min=0), help="Leave out up to N bad rows, and list them.")
+@click.option("--part", metavar="I/N", help="Tokenize the I-th of N parts, into PREFIX.part-I-of-N; merge joins them.")
 @with_log
 def command(
     inputs: tuple[Path, ...],
     tokenizer: Path,
     output: Path,
     workers: int | None,
-    text_key: str | None,
-    bos: bool | None,
-    append_eod: bool | None,
+    text_key: tuple[str, ...],
+    tokens: bool,
+    part: str | None,
+    **options: Any,
 ) -> None:
     """Tokenize text into a dataset: PREFIX.bin, PREFIX.idx (Megatron's format) and PREFIX.manifest.json.
 
-    INPUT is a .jsonl, .jsonl.gz or .txt file, a directory of them, or one corpora/*.yaml.
+    INPUT is a .jsonl, .json, .txt (also .gz, .zst), .parquet or .arrow file, a directory of them, one that `datasets`
+    saved, or one corpora/*.yaml. A killed run goes on where it was when it is started again.
 
     \b
     Example:
       llmpipe tokenize data/tiny_llama.jsonl --tokenizer results/models/tiny_llama/checkpoint --output scratch/corpus
     """
+    from llmpipe.data.parts import Part
     from llmpipe.data.tokenize import corpus_of, tokenize
 
-    corpus = corpus_of(list(inputs), text_key=text_key, bos=bos, append_eod=append_eod)
-    tokenize(corpus, tokenizer, output, workers or len(os.sched_getaffinity(0)))
+    options["text_key"] = list(text_key) if len(text_key) > 1 else next(iter(text_key), None)
+    options["kind"] = "tokens" if tokens else None
+    corpus = corpus_of(list(inputs), **options)
+    tokenize(corpus, tokenizer, output, workers or len(os.sched_getaffinity(0)), Part.parse(part) if part else None)

@@ -1,10 +1,13 @@
 """PREFIX.manifest.json: which tokenizer, rules and source files made a dataset; written last.
 
     {"llmpipe": "0.1.0", "kind": "dataset", "tokenizer": {"path": …, "sha256": …, "vocab_size": 32000, …},
-     "bos": true, "append_eod": true, "text_key": "text", "documents": 100, "empty_documents": 0, "tokens": 12345,
+     "corpus_kind": "text", "bos": true, "append_eod": true, "text_key": "text", "separator": "\\n\\n",
+     "documents": 100, "empty_documents": 0, "rejected_rows": 0, "tokens": 12345,
      "sources": [{"path": …, "bytes": …, "sha256": …}], "files": {"corpus.bin": {"sha256": …, "bytes": …}, …}}
 
-Megatron's own datasets have none.
+A part of a corpus also has "part": {"number": 3, "count": 16, "corpus": its key, "skip_bad": 0}, and in each source the
+bytes "start" and "stop" that are its own; the part that a file begins in has the file's hash. Megatron's own datasets
+have no manifest.
 """
 
 import hashlib
@@ -13,6 +16,9 @@ from typing import Any
 
 import llmpipe
 from llmpipe.files import read_json, sha256, write_json
+
+ROLES = ".roles"
+"""Between PREFIX and .bin or .idx: whose each token is, see `llmpipe.data.roles`."""
 
 
 def suffixed(prefix: Path, suffix: str) -> Path:
@@ -32,10 +38,23 @@ def manifest_path(prefix: Path) -> Path:
     return suffixed(prefix, ".manifest.json")
 
 
+def rejects_path(prefix: Path) -> Path:
+    """Where the bad rows that were left out of a dataset are listed."""
+    return suffixed(prefix, ".rejects.jsonl")
+
+
+def retire(prefix: Path) -> None:
+    """Take an older dataset away before parts of a new one take its names."""
+    manifest_path(prefix).unlink(missing_ok=True)
+    for old in (prefix, suffixed(prefix, ROLES)):
+        idx_path(old).unlink(missing_ok=True)
+    bin_path(suffixed(prefix, ROLES)).unlink(missing_ok=True)
+    rejects_path(prefix).unlink(missing_ok=True)
+
+
 def write(prefix: Path, facts: dict[str, Any]) -> None:
-    """Hash the two files of a dataset and write its manifest; `facts` is all but version, kind and files."""
-    paths = bin_path(prefix), idx_path(prefix)
-    files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths}
+    """Hash the files of a dataset and write its manifest; `facts` is all but version, kind and files."""
+    files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in _files(prefix)}
     write_json(manifest_path(prefix), {"llmpipe": llmpipe.__version__, "kind": "dataset", **facts, "files": files})
 
 
@@ -48,9 +67,20 @@ def read(prefix: Path) -> dict[str, Any] | None:
 
 
 def digest(prefix: Path) -> str:
-    """The identity of a dataset, wherever it lies: one SHA-256 over those of its .bin and .idx."""
-    manifest, paths = read(prefix), (bin_path(prefix), idx_path(prefix))
-    # by suffix, because a dataset may have been renamed since
-    known = {Path(name).suffix: entry["sha256"] for name, entry in manifest["files"].items()} if manifest else {}
-    hashes = [known.get(path.suffix) or sha256(path) for path in paths]
+    """The identity of a dataset, wherever it lies: one SHA-256 over those of its files, .bin and .idx, and of roles."""
+    manifest = read(prefix)
+    # by what names end with, because a dataset may have been renamed since
+    known = {_end(name): entry["sha256"] for name, entry in manifest["files"].items()} if manifest else {}
+    hashes = [known.get(_end(path.name)) or sha256(path) for path in _files(prefix)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _files(prefix: Path) -> list[Path]:
+    """The files that a dataset is made of; those of roles where it has them."""
+    roles = suffixed(prefix, ROLES)
+    more = [bin_path(roles), idx_path(roles)] if idx_path(roles).is_file() else []
+    return [bin_path(prefix), idx_path(prefix), *more]
+
+
+def _end(name: str) -> str:
+    return next(end for end in (f"{ROLES}.bin", f"{ROLES}.idx", ".bin", ".idx") if name.endswith(end))

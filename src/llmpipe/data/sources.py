@@ -1,19 +1,47 @@
-"""Corpus files: which files an input stands for, and their documents one after the other."""
+"""Corpus files: which files an input stands for, which reader reads each, and the text of their rows."""
 
-import codecs
-import gzip
-import json
 import logging
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-from llmpipe.errors import UserError, nearest
+from llmpipe.data.readers import lines, table, text, values
+from llmpipe.data.readers.block import BadRow, Block, Span, whole
+from llmpipe.errors import UserError
+from llmpipe.files import read_json
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
-_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
+READERS: dict[str, Callable[[Span, Sequence[str], Sequence[str]], Iterator[Block]]] = {
+    ".jsonl": lines.blocks,
+    ".json": values.blocks,
+    ".parquet": table.parquet_blocks,
+    ".arrow": table.arrow_blocks,
+    ".txt": text.blocks,
+}
+PACKABLE = (".jsonl", ".json", ".txt")
+SUFFIXES = (*READERS, *(kind + packed for kind in PACKABLE for packed in (".gz", ".zst")))
+KINDS = ".jsonl, .json, .txt (also with .gz or .zst), .parquet and .arrow"
+# What stands beside the data in a directory of `datasets`.
+_BESIDE_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 log = logging.getLogger(__name__)
+
+
+def blocks(span: Span, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Block]:
+    """The rows that begin in a span of a file, with the columns of `keys` and `optional`, or without keys with all.
+
+    UserError for a damaged file, or one without a column that a key needs.
+    """
+    kind = next(kind for kind in READERS if span.path.name.removesuffix(".gz").removesuffix(".zst").endswith(kind))
+    yield from READERS[kind](span, keys, optional)
+
+
+def first_row(files: list[Path], keys: Sequence[str], optional: Sequence[str] = ()) -> Any:
+    """The first row of a corpus that is none of the bad ones; None without any."""
+    for path in files:
+        for block in blocks(whole(path), keys, optional):
+            for _, row in block.rows():
+                if not isinstance(row, BadRow):
+                    return row
+    return None
 
 
 def find_files(inputs: list[Path]) -> list[Path]:
@@ -23,106 +51,92 @@ def find_files(inputs: list[Path]) -> list[Path]:
 
 def _expand(path: Path) -> list[Path]:
     if path.is_dir():
-        return _walk(path)
+        return _below(path)
+    if not path.exists() and "*" in path.name:
+        matching = sorted(path.parent.glob(path.name))
+        if not matching:
+            raise UserError(f"{path} fits no file: name a file or a directory of {KINDS} files")
+        return find_files(matching)
     if not path.exists():
-        raise UserError(f"{path} is missing: name a file or a directory of {', '.join(SUFFIXES)} files")
+        raise UserError(f"{path} is missing: name a file or a directory of {KINDS} files")
     if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path} is of a kind that llmpipe tokenize does not read: it reads {', '.join(SUFFIXES)}")
+        raise UserError(f"{path} is of a kind that llmpipe tokenize does not read: it reads {KINDS}")
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file: write what comes out of it into one")
     return [path]
 
 
-def _walk(directory: Path) -> list[Path]:
+def _below(directory: Path) -> list[Path]:
     """The corpus files below a directory; hidden ones do not count."""
-    below = (path for path in directory.rglob("*") if path.is_file())
-    files = sorted(p for p in below if not any(part.startswith(".") for part in p.relative_to(directory).parts))
-    found = [path for path in files if path.name.endswith(SUFFIXES)]
+    other: list[Path] = []
+    found = _walk(_snapshot(directory), other, ())
     if not found:
-        raise UserError(f"{directory} holds no {', '.join(SUFFIXES)} file, though {len(files)} other files")
-    if len(found) < len(files):
-        other = next(path for path in files if path not in found)
-        log.warning(
-            "%s: %d files of other kinds are left out, such as %s", directory, len(files) - len(found), other.name
-        )
+        raise UserError(f"{directory} holds no {KINDS} file, though {len(other)} other files")
+    _check_splits(directory, found)
+    if other:
+        log.warning("%s: %d files of other kinds are left out, such as %s", directory, len(other), other[0].name)
     return found
 
 
-def documents(path: Path, text_key: str, read: Callable[[int], None]) -> Iterator[bytes]:
-    """The documents of one file in UTF-8, checked; `read` is told the bytes of the file as they are read.
-
-    A .txt file is one document; a line of a .jsonl file is one, and a blank line is none. The byte order mark that
-    some editors begin a file with is no text.
-    """
-    if path.name.endswith(".txt"):
-        data = path.read_bytes()
-        _decoded(data, path, first_line=1)
-        read(len(data))
-        yield data.removeprefix(codecs.BOM_UTF8)
-        return
-    with path.open("rb") as raw:
-        before = 0
-        for number, line in enumerate(_lines(raw, path), start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.strip():
-                yield _text(_decoded(line.strip(), path, number), text_key, f"{path}, line {number}")
-            position = raw.tell()
-            read(position - before)
-            before = position
-        read(path.stat().st_size - before)
+def _walk(directory: Path, other: list[Path], above: tuple[Path, ...]) -> list[Path]:
+    """The corpus files of a directory and those below it, sorted by path; `other` gets the rest of the files."""
+    real = directory.resolve()
+    if real in above:
+        raise UserError(f"{directory} is a link to a directory above it: the files below would never end")
+    if (directory / "dataset_dict.json").is_file():
+        splits = read_json(directory / "dataset_dict.json", "save the dataset again")["splits"]
+        names = " or ".join(str(directory / split) for split in splits)
+        raise UserError(f"{directory} is a DatasetDict of {len(splits)} splits: name the one that is wanted, {names}")
+    if (directory / "state.json").is_file():
+        return _saved(directory)
+    found = []
+    for path in sorted(path for path in directory.iterdir() if not path.name.startswith(".")):
+        if path.is_dir():
+            found += _walk(path, other, (*above, real))
+        elif path.name.endswith(SUFFIXES) and path.name not in _BESIDE_ROWS and path.is_file():
+            found.append(path)
+        else:
+            other.append(path)
+    return found
 
 
-def _lines(raw: IO[bytes], path: Path) -> Iterator[bytes]:
-    """The lines of a file, unpacked; UserError for a damaged .gz."""
-    if not path.name.endswith(".gz"):
-        yield from raw
-        return
+def _saved(directory: Path) -> list[Path]:
+    """The files of a dataset that `datasets` saved with save_to_disk, in its order."""
+    state = directory / "state.json"
     try:
-        yield from gzip.GzipFile(fileobj=raw)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is truncated or no gzip file: {error}") from error
+        entries = read_json(state, "save the dataset again")["_data_files"]
+        found = [directory / entry["filename"] for entry in entries]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{state} is not what save_to_disk of `datasets` writes: it lists no _data_files") from error
+    for path in found:
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though {state} lists it: save or copy the dataset again")
+    return found
 
 
-def _text(line: str, key: str, where: str) -> bytes:
-    """The document of a JSON line."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = f"{error.msg}: character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
-        raise UserError(f"{where} is not JSON ({reason}): {_shown(line)}") from error
-    if not isinstance(value, dict):
-        raise UserError(f'{where} is {_KINDS[type(value)]}, but each line has to be an object like {{"{key}": "…"}}')
-    if key not in value:
-        names = ", ".join(repr(name) for name in value) or "none"
-        hint = f"; {nearest(key, value)}" if value else ""
+def _snapshot(directory: Path) -> Path:
+    """The files of a repository in the hub's cache (datasets--ORG--NAME): those of its one snapshot."""
+    if not (directory / "snapshots").is_dir() or not (directory / "blobs").is_dir():
+        return directory
+    found = sorted((directory / "snapshots").iterdir())
+    if len(found) != 1:
+        names = " or ".join(map(str, found)) or "none is there"
+        raise UserError(f"{directory} has {len(found)} snapshots: name the one that is wanted, {names}")
+    return found[0]
+
+
+def _check_splits(directory: Path, files: list[Path]) -> None:
+    """UserError where a directory holds more than one split as the hub names them (test-00000-of-00001.parquet):
+    nobody means to train on the test split."""
+    splits = {name for path in files if (name := _split(path.name))}
+    if len(splits) > 1:
+        example = next(path for path in files if _split(path.name) == max(splits))
+        pattern = example.with_name(f"{max(splits)}-*{example.suffix}")
         raise UserError(
-            f"{where} has no key {key!r}, its keys are {names}{hint} (--text-key, or text_key in the corpus)"
+            f"{directory} holds the splits {', '.join(sorted(splits))}: name the files that are wanted, as {pattern}"
         )
-    if not isinstance(value[key], str):
-        kind = _KINDS.get(type(value[key]), "an object")
-        raise UserError(f"{where}: {key!r} is {kind}, but has to be a text: {_shown(line)}")
-    return _encoded(value[key], where)
 
 
-def _encoded(text: str, where: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        found = f"U+{ord(text[error.start]):04X} at character {error.start + 1}"
-        raise UserError(
-            f"{where}: the text has half of a surrogate pair, {found}; mend or leave out the line"
-        ) from error
-
-
-def _decoded(data: bytes, path: Path, first_line: int) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        before = data[max(0, error.start - 20) : error.start].decode(errors="replace")
-        found = f"byte 0x{data[error.start]:02X} after {before!r}"
-        raise UserError(f"{path}, line {line} is not UTF-8: {found}; convert the file to UTF-8") from error
-
-
-def _shown(line: str) -> str:
-    """The beginning of a line, for an error."""
-    return repr(line if len(line) <= 60 else line[:60] + "…")
+def _split(name: str) -> str | None:
+    """The split that the name of a file of the hub says, train of train-00000-of-00002.parquet."""
+    return next((split for split in ("train", "validation", "test") if name.startswith(f"{split}-0")), None)

@@ -1,25 +1,24 @@
-"""Text to tokens: corpus files through SentencePiece into a dataset, streamed, in the order of the files."""
+"""Text to tokens: corpus files through a tokenizer into a dataset, streamed, in the order of the files."""
 
 import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import chain
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llmpipe.config import Corpus, load
-from llmpipe.data import manifest
-from llmpipe.data.indexed import Writer, token_dtype
-from llmpipe.data.sources import documents, find_files
+from llmpipe.data import manifest, pieces
+from llmpipe.data.encoders import ENCODERS, Encoder
+from llmpipe.data.indexed import token_dtype
+from llmpipe.data.parts import Part, corpus_key, cut, part_prefix, run_key
+from llmpipe.data.readers.block import BLOCK_BYTES, Span, whole
+from llmpipe.data.sources import find_files, first_row
+from llmpipe.data.stream import Counts, Stream
+from llmpipe.data.token_rows import TokenEncoder
 from llmpipe.data.tokenizer import Tokenizer, open_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.files import sha256
-from llmpipe.progress import Progress, progress
+from llmpipe.progress import progress
 
-BATCH_BYTES = 4 << 20
 log = logging.getLogger(__name__)
 
 
@@ -38,73 +37,63 @@ def corpus_of(inputs: list[Path], **options: Any) -> Corpus:
     return replace(corpus, **given)
 
 
-def tokenize(corpus: Corpus, tokenizer_path: Path, output: Path, workers: int) -> None:
-    """Write the corpus as the dataset `output`, the same bytes for any number of workers (threads)."""
+def tokenize(corpus: Corpus, tokenizer_path: Path, output: Path, workers: int, part: Part | None = None) -> None:
+    """Write the corpus as the dataset `output`, the same bytes for any number of workers (processes).
+
+    Of a part alone `output` gets a suffix, and `llmpipe merge` makes one dataset of all parts.
+    """
     tokenizer = open_tokenizer(tokenizer_path)
-    bos, eod = _marks(corpus, tokenizer)
     files = find_files([Path(file) for file in corpus.files])
-    total, empty = sum(path.stat().st_size for path in files), 0
-    with progress("tokenize", total, "B") as shown, Writer(output, token_dtype(tokenizer.vocab_size)) as writer:
-        for batch in _encoded(_batches(files, corpus.text_key, shown), tokenizer, workers):
-            found = [ids for ids in batch if ids]
-            empty += len(batch) - len(found)
-            sizes = np.fromiter(map(len, found), np.int64, len(found)) + len(bos) + len(eod)
-            tokens = chain.from_iterable(chain(bos, ids, eod) for ids in found)
-            writer.add(np.fromiter(tokens, writer.dtype, int(sizes.sum())), sizes)
-        if not writer.num_documents:
-            raise UserError(f"the corpus is empty: no document with text in {', '.join(corpus.files)}")
-    if empty:
-        log.warning("%d documents have no text and are left out", empty)
-    log.info("%s: %d documents, %d tokens", output, writer.num_documents, writer.num_tokens)
-    facts = {"bos": bool(bos), "append_eod": bool(eod), "text_key": corpus.text_key, "documents": writer.num_documents}
-    facts |= {"empty_documents": empty, "tokens": writer.num_tokens, "sources": [_source(path) for path in files]}
-    manifest.write(output, {"tokenizer": _tokenizer_facts(tokenizer), **facts})
+    encoder = _encoder(corpus, tokenizer, files)
+    rules = _rules(corpus, tokenizer, encoder)
+    key, spans = corpus_key(rules, files), [whole(path) for path in files]
+    if part:
+        output, spans = part_prefix(output, part), cut(spans, part.count)[part.number - 1]
+    total, before = sum(span.stop - span.start for span in spans), run_key(key, spans)
+    with progress("tokenize", total, "B") as shown:
+        workers = min(workers, 1 + total // BLOCK_BYTES)
+        stream = Stream(encoder, token_dtype(tokenizer.vocab_size), workers, corpus.skip_bad, shown.add)
+        counts = pieces.write(stream, spans, output, before[:16], may_be_empty=part is not None)
+    sources = [_source(span, part is not None) for span in spans]
+    if run_key(key, spans) != before:
+        raise UserError(f"{', '.join(corpus.files)}: a file was changed while it was read; run this again")
+    _tell(output, counts)
+    facts = {**rules, "tokenizer": tokenizer.facts(), **asdict(counts), "sources": sources}
+    if part:
+        facts["part"] = {**asdict(part), "corpus": key, "skip_bad": corpus.skip_bad}
+    manifest.write(output, facts)
 
 
-def _marks(corpus: Corpus, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens before and after each document; UserError if the tokenizer lacks one that was asked for."""
-    wanted = tokenizer.add_bos if corpus.bos is None else corpus.bos
-    for asked, token, option in (
-        (wanted, tokenizer.bos_id, "--no-bos"),
-        (corpus.append_eod, tokenizer.eos_id, "--no-append-eod"),
-    ):
-        if asked and token < 0:
-            name = "BOS" if option == "--no-bos" else "EOS"
-            raise UserError(f"{tokenizer.path} has no {name} token to mark documents with: say {option}")
-    return [tokenizer.bos_id] * wanted, [tokenizer.eos_id] * corpus.append_eod
+def _encoder(corpus: Corpus, tokenizer: Tokenizer, files: list[Path]) -> Encoder:
+    encoder = ENCODERS[corpus.kind](corpus, tokenizer)
+    if isinstance(encoder, TokenEncoder):
+        encoder.look_at(first_row(files, encoder.keys, encoder.optional))
+    return encoder
 
 
-def _batches(files: list[Path], text_key: str, shown: Progress) -> Iterator[list[bytes]]:
-    """The documents of all files, some megabytes at a time."""
-    batch: list[bytes] = []
-    size = 0
-    for path in files:
-        for text in documents(path, text_key, lambda count, name=path.name: shown.add(count, name)):
-            batch.append(text)
-            size += len(text)
-            if size >= BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-    yield batch
+def _rules(corpus: Corpus, tokenizer: Tokenizer, encoder: Encoder) -> dict[str, Any]:
+    """All but the text that decides the tokens."""
+    return {
+        "tokenizer": tokenizer.facts() | {"path": ""},
+        "corpus_kind": corpus.kind,
+        "bos": encoder.bos,
+        "append_eod": encoder.append_eod,
+        "text_key": corpus.text_key,
+        "separator": corpus.separator,
+    }
 
 
-def _encoded(batches: Iterator[list[bytes]], tokenizer: Tokenizer, workers: int) -> Iterator[list[list[int]]]:
-    """The ids of each batch, in order; while one is encoded the next is read and the one before written."""
-    with ThreadPoolExecutor(1) as encoder:
-        pending = None
-        for batch in batches:
-            following = encoder.submit(tokenizer.encode_batch, batch, workers)
-            if pending:
-                yield pending.result()
-            pending = following
-        if pending:
-            yield pending.result()
+def _tell(output: Path, counts: Counts) -> None:
+    if counts.empty_documents:
+        log.warning("%d documents have no text and are left out", counts.empty_documents)
+    if counts.rejected_rows:
+        log.warning("%d rows are bad and left out: %s.rejects.jsonl lists them", counts.rejected_rows, output)
+    log.info("%s: %d documents, %d tokens", output, counts.documents, counts.tokens)
 
 
-def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
-    names = ("sha256", "vocab_size", "bos_id", "eos_id")
-    return {"path": str(tokenizer.path), **{name: getattr(tokenizer, name) for name in names}}
-
-
-def _source(path: Path) -> dict[str, Any]:
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
+def _source(span: Span, in_part: bool) -> dict[str, Any]:
+    """A file for the manifest; of several parts that share one, the part that it begins in hashes it."""
+    facts: dict[str, Any] = {"path": str(span.path), "bytes": span.size}
+    if in_part:
+        facts |= {"start": span.start, "stop": span.stop}
+    return facts | ({"sha256": sha256(span.path)} if span.first else {})

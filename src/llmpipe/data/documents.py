@@ -1,0 +1,62 @@
+"""The text of a row: one key's, or several keys' joined; keys lead into nested objects by dots."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmpipe.data.readers.block import BadRow, shown
+from llmpipe.errors import nearest
+
+KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
+
+
+def document(row: Any, keys: Sequence[str], separator: str) -> bytes:
+    """The text of a row in UTF-8: what stands under its keys, joined, texts that are empty left out.
+
+    A row that is a text, as a .txt file's, is the document itself. BadRow for a row without such a text.
+    """
+    if isinstance(row, str):
+        return encoded(row)
+    if len(keys) == 1:
+        return encoded(text(row, keys[0]))
+    return encoded(separator.join(filter(None, [text(row, key) for key in keys])))
+
+
+def text(row: Any, key: str) -> str:
+    """The text under a key; BadRow for anything else."""
+    found = value(row, key, " (--text-key, or text_key in the corpus)")
+    if isinstance(found, bytes):  # a binary column
+        try:
+            return found.decode()
+        except UnicodeDecodeError as error:
+            raise BadRow(f"is not UTF-8: byte 0x{found[error.start]:02X} in {key!r}") from error
+    if not isinstance(found, str):
+        raise BadRow(f"has {kind_of(found)} under {key!r}, but it has to be a text: {shown(str(found))}")
+    return found
+
+
+def value(row: Any, key: str, hint: str = "") -> Any:
+    """What stands under a key; a name with dots that is not there leads into nested objects. `hint` ends the error."""
+    if not isinstance(row, dict):
+        raise BadRow(f'is {kind_of(row)}, but each row has to be an object like {{"{key}": "…"}}')
+    if key in row:
+        return row[key]
+    name, dot, rest = key.partition(".")
+    if dot and isinstance(row.get(name), dict):
+        return value(row[name], rest, hint)
+    names = ", ".join(repr(name) for name in row) or "none"
+    near = f"; {nearest(key, row)}" if row else ""
+    raise BadRow(f"has no key {key!r}, its keys are {names}{near}{hint}")
+
+
+def encoded(text: str) -> bytes:
+    """A text in UTF-8; BadRow for half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        found = f"U+{ord(text[error.start]):04X} at character {error.start + 1}"
+        raise BadRow(f"has half of a surrogate pair in its text, {found}; mend or leave out the row") from error
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    return KINDS.get(type(value), "an object")

@@ -1,0 +1,137 @@
+"""Rows to tokens: one encoder for each kind of corpus. A worker holds one, and takes blocks of rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmpipe.config import Corpus
+from llmpipe.data.documents import document
+from llmpipe.data.readers.block import BadRow, Block
+from llmpipe.data.roles import DTYPE
+from llmpipe.data.token_rows import TokenEncoder
+from llmpipe.data.tokenizers.base import Tokenizer
+from llmpipe.errors import UserError
+
+Ids = Sequence[int] | NDArray[Any]
+
+
+class Encoder(Protocol):
+    """What a kind of corpus needs of its rows, and what it makes of them."""
+
+    keys: Sequence[str]
+    """Columns to read; none stands for all."""
+    optional: Sequence[str]
+    """Columns to read where a file has them."""
+    has_roles: bool
+    """Whether documents come with roles (see `llmpipe.data.roles`): then the dataset has a file of them."""
+    bos: bool
+    append_eod: bool
+
+    def encode(self, rows: list[Any]) -> Sequence[tuple[Ids, Ids | None] | BadRow]:
+        """The ids, and the roles, of each row; no ids for an empty document; BadRow for a bad one, or a BadRow."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that is left out."""
+
+    path: Path
+    line: int
+    """The line, or in files without lines the row, from 1."""
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The documents of a block."""
+
+    tokens: NDArray[Any]
+    """Of all documents, laid end to end."""
+    sizes: NDArray[np.int64]
+    """Tokens of each document."""
+    roles: NDArray[np.uint8] | None
+    """Whose each token is, where the kind of corpus has roles."""
+    empty: int
+    """Documents without a token, which are left out."""
+    rejects: list[Reject]
+    path: Path
+    read: int
+    """The bytes of the file that the block took."""
+
+
+class TextEncoder:
+    """Documents for continued pretraining, all of which is trained on."""
+
+    optional: Sequence[str] = ()
+    has_roles = False
+
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer):
+        self.keys: Sequence[str] = [corpus.text_key] if isinstance(corpus.text_key, str) else corpus.text_key
+        self.separator, self.tokenizer = corpus.separator, tokenizer
+        self.bos = tokenizer.add_bos if corpus.bos is None else corpus.bos
+        self.append_eod = corpus.append_eod
+        for asked, token, name, option in (
+            (self.bos, tokenizer.bos_id, "BOS", "--no-bos"),
+            (self.append_eod, tokenizer.eos_id, "EOS", "--no-append-eod"),
+        ):
+            if asked and token < 0:
+                raise UserError(f"{tokenizer.path} has no {name} token to mark documents with: say {option}")
+
+    def encode(self, rows: list[Any]) -> list[tuple[Ids, None] | BadRow]:
+        texts = [self._text(row) for row in rows]
+        found = iter(self.tokenizer.encode_batch([text for text in texts if isinstance(text, bytes)], 1))
+        bos, eod = [self.tokenizer.bos_id] * self.bos, [self.tokenizer.eos_id] * self.append_eod
+        documents: list[tuple[Ids, None] | BadRow] = []
+        for text in texts:
+            if isinstance(text, BadRow):
+                documents.append(text)
+            else:
+                ids = next(found)
+                documents.append((bos + ids + eod if ids else ids, None))
+        return documents
+
+    def _text(self, row: Any) -> bytes | BadRow:
+        try:
+            return row if isinstance(row, BadRow) else document(row, self.keys, self.separator)
+        except BadRow as error:
+            return error
+
+
+ENCODERS = {"text": TextEncoder, "tokens": TokenEncoder}
+"""By the corpus's kind."""
+
+
+def encode_block(encoder: Encoder, block: Block, dtype: np.dtype[Any]) -> Encoded:
+    """The documents of a block, in tokens of this type."""
+    numbered = list(block.rows())
+    documents = encoder.encode([row for _, row in numbered])
+    rejects = [
+        Reject(block.path, block.line(number), block.where(number), str(found))
+        for (number, _), found in zip(numbered, documents, strict=True)
+        if isinstance(found, BadRow)
+    ]
+    good = [found for found in documents if not isinstance(found, BadRow) and len(found[0])]
+    sizes = np.fromiter((len(ids) for ids, _ in good), np.int64, len(good))
+    return Encoded(
+        tokens=_laid_out([ids for ids, _ in good], dtype, int(sizes.sum())),
+        sizes=sizes,
+        roles=_laid_out([roles for _, roles in good if roles is not None], DTYPE, -1) if encoder.has_roles else None,
+        empty=len(documents) - len(good) - len(rejects),
+        rejects=rejects,
+        path=block.path,
+        read=block.read,
+    )
+
+
+def _laid_out(rows: list[Ids], dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """Rows of numbers end to end."""
+    if rows and isinstance(rows[0], np.ndarray):
+        return np.concatenate(rows).astype(dtype, copy=False)
+    return np.fromiter(chain.from_iterable(rows), dtype, count)

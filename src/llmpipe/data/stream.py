@@ -1,0 +1,94 @@
+"""Spans of a corpus to one dataset, streamed: blocks are read here, encoded by workers, and written here in order."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from llmpipe.data.encoders import Encoded, Encoder, Reject, encode_block
+from llmpipe.data.indexed import Writer
+from llmpipe.data.manifest import ROLES, rejects_path, retire, suffixed
+from llmpipe.data.readers.block import Block, Span
+from llmpipe.data.roles import DTYPE
+from llmpipe.data.sources import blocks
+from llmpipe.data.workers import in_order
+from llmpipe.errors import UserError
+from llmpipe.files import atomic_file
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What is in a dataset, and what was left out of it."""
+
+    documents: int = 0
+    empty_documents: int = 0
+    rejected_rows: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: number + getattr(other, name) for name, number in asdict(self).items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """How spans become a dataset."""
+
+    encoder: Encoder
+    dtype: np.dtype[Any]
+    workers: int
+    skip_bad: int
+    """How many bad rows may be left out, of the whole corpus."""
+    shown: Callable[[int, str], None]
+    """Is told the bytes of the corpus that are done, and of which file."""
+
+    def write(self, spans: list[Span], prefix: Path, before: Counts, may_be_empty: bool) -> Counts:
+        """The dataset of some spans; `before` counts what is of the same corpus and written. UserError for bad rows."""
+        with ExitStack() as stack:
+            writer = stack.enter_context(Writer(prefix, self.dtype))  # the last to take its name
+            roles = stack.enter_context(Writer(suffixed(prefix, ROLES), DTYPE)) if self.encoder.has_roles else None
+            rejects = stack.enter_context(atomic_file(rejects_path(prefix), "w")) if self.skip_bad else None
+            counts = Counts()
+            for found in self._encoded(spans):
+                rejected = before.rejected_rows + counts.rejected_rows
+                self._note_rejects(found.rejects, rejected, rejects)
+                writer.add(found.tokens, found.sizes)
+                if roles:
+                    assert found.roles is not None
+                    roles.add(found.roles, found.sizes)
+                counts += Counts(len(found.sizes), found.empty, len(found.rejects), len(found.tokens))
+                self.shown(found.read, found.path.name)
+            if not counts.documents and not may_be_empty:
+                raise UserError(_empty(spans, counts))
+            retire(prefix)
+        if not counts.rejected_rows:
+            rejects_path(prefix).unlink(missing_ok=True)
+        return counts
+
+    def _encoded(self, spans: list[Span]) -> Iterator[Encoded]:
+        encode = partial(encode_block, self.encoder, dtype=self.dtype)
+        return in_order(encode, self._blocks(spans), self.workers)
+
+    def _blocks(self, spans: list[Span]) -> Iterator[Block]:
+        for span in spans:
+            yield from blocks(span, self.encoder.keys, self.encoder.optional)
+
+    def _note_rejects(self, rejects: list[Reject], before: int, file: IO[str] | None) -> None:
+        """Write bad rows down; UserError for the first that is one too many."""
+        for number, reject in enumerate(rejects, start=before + 1):
+            if number > self.skip_bad:
+                more = f"; it is bad row {number} of the corpus, and --skip-bad lets {self.skip_bad} pass"
+                raise UserError(f"{reject.where} {reject.reason}{more if self.skip_bad else ''}")
+            assert file
+            entry = {"file": str(reject.path), "line": reject.line, "reason": reject.reason}
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _empty(spans: list[Span], counts: Counts) -> str:
+    names = ", ".join(dict.fromkeys(str(span.path) for span in spans))
+    rejected = f"; {counts.rejected_rows} bad rows are left out" if counts.rejected_rows else ""
+    return f"the corpus is empty: no document with text in {names}{rejected}"
