@@ -73,7 +73,8 @@ def make_source(path: Path, layers: int) -> None:
     for number, names in enumerate(files, 1):
         file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         weight_map |= dict.fromkeys(names, file)
-        save_file({name: bits[: math.prod(sizes[name])].view(sizes[name]).clone() for name in names}, path / file)
+        tensors = {name: bits[: math.prod(sizes[name])].view(sizes[name]).clone() for name in names}
+        save_file(tensors, path / file, metadata={"format": "pt"})  # without it transformers 4 refuses the file
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
