@@ -5,15 +5,15 @@
 
 SOURCE is the checkpoint that benchmarks/conversion.py makes (hidden 4096, 32 heads, vocabulary 32000, any number of
 layers); OUTPUT is Megatron's directory for TP2 x PP2 in bf16. Both run on the CPU with what benchmarks/proof puts in for
-CUDA, described there with the commits and with the Python of its own that each needs (with
-torch 2.13, too). Beside ours in one table:
+CUDA, described there with the commits and the Python of its own that each needs (torch 2.13 will do). Beside ours:
 
+    run="env/bin/python benchmarks/conversion_peers.py"
     python benchmarks/conversion.py WORK --layers 4 --peers --only mcore \\
-        --peer "Megatron-LM, TP2 x PP2"  "env/bin/python benchmarks/conversion_peers.py megatron_lm REPO {source} {output}" \\
-        --peer "Megatron-LLM, TP2 x PP2" "env/bin/python benchmarks/conversion_peers.py megatron_llm REPO {source} {output}"
+        --peer "Megatron-LM, TP2 x PP2" "$run megatron_lm REPOSITORY {source} {output}" \\
+        --peer "Megatron-LLM, TP2 x PP2" "$run megatron_llm REPOSITORY {source} {output}"
 
-The tokenizer's file that both ask for is made beside OUTPUT, as the source has none. Megatron-LLM converts in two steps,
-first to one rank and then to all, and keeps the first one's files beside OUTPUT until the end, where they are removed.
+The tokenizer's file that both ask for is made beside OUTPUT, as the source has none. Megatron-LLM converts in two
+steps, first to one rank and then to all, and keeps the first one's files beside OUTPUT until the end.
 """
 
 import json
