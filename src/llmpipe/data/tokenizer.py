@@ -10,7 +10,7 @@ from llmpipe.data.tokenizers.beside import JSON, MODEL, TEKKEN
 from llmpipe.data.tokenizers.ranks import is_tiktoken
 from llmpipe.errors import UserError
 
-__all__ = ["Tokenizer", "open_tokenizer"]
+__all__ = ["Tokenizer", "find_tokenizer", "open_tokenizer"]
 
 _WANTED = f"{MODEL} (of SentencePiece or tiktoken), {TEKKEN} or {JSON}"
 
@@ -20,7 +20,9 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
     Each library is imported when a tokenizer asks for it.
     """
-    file = path if path.is_file() else _file(path)
+    file = path if path.is_file() else find_tokenizer(path)
+    if file is None:
+        raise UserError(_missing(path))
     if file.suffix != ".json":
         return _model(file)
     if file.name.startswith("tekken"):  # published as tekken_240911.json too
@@ -42,14 +44,15 @@ def _model(file: Path) -> Tokenizer:
     return SentencePiece(file)
 
 
-def _file(folder: Path) -> Path:
-    """The file of a directory that decides."""
+def find_tokenizer(folder: Path) -> Path | None:
+    """The file of a directory that decides the ids; None without one."""
+    return next((folder / name for name in (MODEL, TEKKEN, JSON) if (folder / name).is_file()), None)
+
+
+def _missing(folder: Path) -> str:
     if not folder.exists():
-        raise UserError(f"the tokenizer {folder} is missing: name a directory with {_WANTED}, or that file")
-    found = next((folder / name for name in (MODEL, TEKKEN, JSON) if (folder / name).is_file()), None)
-    if found is None:
-        raise UserError(f"{folder} has no tokenizer: llmpipe reads {_WANTED}{_advice(folder)}")
-    return found
+        return f"the tokenizer {folder} is missing: name a directory with {_WANTED}, or that file"
+    return f"{folder} has no tokenizer: llmpipe reads {_WANTED}{_advice(folder)}"
 
 
 def _advice(folder: Path) -> str:

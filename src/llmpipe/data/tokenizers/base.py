@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from llmpipe.data.tokenizers import beside
 from llmpipe.errors import UserError, nearest
-from llmpipe.files import sha256
 
 
 class Tokenizer(ABC):
@@ -52,11 +52,15 @@ class Tokenizer(ABC):
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """The SHA-256 of each file beside `path` that is of this tokenizer, by name; `path` comes first."""
-        names = dict.fromkeys((self.path.name, *beside.FILES))
-        return {name: sha256(path) for name in names if (path := self.path.with_name(name)).is_file()}
+        """The SHA-256 of each file of this tokenizer, by name."""
+        return beside.hashes(self.path)
 
     @property
     def sha256(self) -> str:
         """Of the file that decides the ids."""
         return self.files[self.path.name]
+
+    def facts(self) -> dict[str, Any]:
+        """What a dataset's manifest says of the tokenizer."""
+        names = ("kind", "sha256", "files", "vocab_size", "bos_id", "eos_id")
+        return {"path": str(self.path), **{name: getattr(self, name) for name in names}}

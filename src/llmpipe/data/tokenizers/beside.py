@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.errors import UserError
-from llmpipe.files import read_json
+from llmpipe.files import read_json, sha256
 
 MODEL, TEKKEN, JSON = "tokenizer.model", "tekken.json", "tokenizer.json"
 CONFIG, ADDED, MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
@@ -18,6 +18,12 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} is no JSON object: copy or download it again")
     return found
+
+
+def hashes(file: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a tokenizer, by name; the one that decides the ids comes first."""
+    names = dict.fromkeys((file.name, *FILES))
+    return {name: sha256(path) for name in names if (path := file.with_name(name)).is_file()}
 
 
 def added_tokens(folder: Path) -> dict[str, int]:
