@@ -4,8 +4,8 @@
     python benchmarks/conversion_peers.py megatron_llm REPOSITORY SOURCE OUTPUT
 
 SOURCE is the checkpoint that benchmarks/conversion.py makes (hidden 4096, 32 heads, vocabulary 32000, any number of
-layers); OUTPUT is Megatron's directory for TP2 x PP2 in bf16. Both run on the CPU with what benchmarks/proof puts in for
-CUDA, described there with the commits and the Python of its own that each needs (torch 2.13 will do). Beside ours:
+layers); OUTPUT is Megatron's directory for TP2 x PP2 in bf16. Both run on the CPU with what benchmarks/proof puts in
+for CUDA, described there with the commits and the Python of its own that each needs (torch 2.13 will do). Beside ours:
 
     run="env/bin/python benchmarks/conversion_peers.py"
     python benchmarks/conversion.py WORK --layers 4 --peers --only mcore \\
