@@ -3,12 +3,12 @@
 Step s takes samples s * global_batch … (s + 1) * global_batch - 1 of the blend, whatever the number of ranks: they are
 dealt to the data-parallel ranks in order, so any dp resumes exactly.
 
-B = micro_batch, T = seq_len, M = micro-batches of a rank in a step.
+B = micro_batch, T = seq_len, or less where chats are not packed; M = micro-batches of a rank in a step.
 """
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from llmpipe.data import manifest
 from llmpipe.data.indexed import Reader
+from llmpipe.data.packing import filled
+from llmpipe.data.row import Row, window
 from llmpipe.data.sampling import Blend, part_of
+from llmpipe.data.tokenizers.beside import hashes
 from llmpipe.errors import UserError
-from llmpipe.files import sha256
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +35,25 @@ class Batch:
     labels: torch.Tensor
     """(M, B, T) int64: the token after each."""
     weights: torch.Tensor
-    """(M, B, T) float32: 0 where the label belongs to another document than the token, else 1."""
+    """(M, B, T) float32: 0 where the label belongs to another document than the token or is padding, else 1, or in
+    chats what the label's role says."""
     cu_seqlens: torch.Tensor
     """(M, max_docs + 1) int32: where documents start in the B * T tokens of a micro-batch, padded with B * T."""
+    lengths: tuple[int, ...]
+    """(M,) of each micro-batch the T that it needs. What lies beyond is padding, and not in its cu_seqlens."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a rank's device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        moved = {name: getattr(self, name).to(device) for name in ("tokens", "labels", "weights", "cu_seqlens")}
+        return replace(self, **moved)
+
+    def micro_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Each one's tokens, labels and weights, (N,) with N = B * T of its own, and its cu_seqlens."""
+        for i, length in enumerate(self.lengths):
+            tokens, labels, weights = (
+                table[i, :, :length].flatten() for table in (self.tokens, self.labels, self.weights)
+            )
+            yield tokens, self.cu_seqlens[i], labels, weights
 
 
 class Loader:
@@ -54,29 +68,48 @@ class Loader:
         dp: int,
         dp_rank: int,
         isolate_documents: bool = True,
+        pad_to: int | None = None,
     ):
+        """`pad_to`: rows shorter than seq_len get a multiple of it, as many as the longest of their micro-batch needs.
+
+        None fills them up to seq_len.
+        """
         check_batch(global_batch, micro_batch, dp)
         self.blend, self.seq_len, self.global_batch, self.micro_batch = blend, seq_len, global_batch, micro_batch
         self.per_rank = global_batch // dp
         self.first = dp_rank * self.per_rank
-        self.isolate_documents = isolate_documents
+        self.isolate_documents, self.pad_to = isolate_documents, pad_to or seq_len
 
     def step(self, step: int) -> Batch:
         """The batch of optimizer step `step`, counted from 0."""
         start = step * self.global_batch + self.first
-        rows, boundaries = zip(*(self.blend[i] for i in range(start, start + self.per_rank)), strict=True)
-        if not self.isolate_documents:
-            boundaries = [[] for _ in rows]
-        table = torch.from_numpy(np.stack(rows)).view(-1, self.micro_batch, self.seq_len + 1)  # (M, B, T + 1)
-        weights = np.ones((len(rows), self.seq_len), np.float32)
-        for row, starts in zip(weights, boundaries, strict=True):
-            row[np.array(starts, np.int64) - 1] = 0.0  # the label of a document's last token is another's first
-        return Batch(
-            tokens=table[..., :-1].contiguous(),
-            labels=table[..., 1:].contiguous(),
-            weights=torch.from_numpy(weights).view(-1, self.micro_batch, self.seq_len),
-            cu_seqlens=_cu_seqlens(list(boundaries), self.micro_batch, self.seq_len),
-        )
+        rows = [self._row(index) for index in range(start, start + self.per_rank)]
+        groups = [rows[first : first + self.micro_batch] for first in range(0, len(rows), self.micro_batch)]
+        lengths = [self._length(group) for group in groups]
+        cu_seqlens = _cu_seqlens([self._starts(*pair) for pair in zip(groups, lengths, strict=True)])
+        rows = [filled(row, max(lengths)) for row in rows]
+
+        def table(name: str) -> torch.Tensor:  # (M, B, T)
+            return torch.from_numpy(np.stack([getattr(row, name) for row in rows])).unflatten(0, (-1, self.micro_batch))
+
+        return Batch(table("tokens"), table("labels"), table("weights"), cu_seqlens, tuple(lengths))
+
+    def _row(self, index: int) -> Row:
+        found = self.blend[index]
+        row = found if isinstance(found, Row) else window(found[0], found[1] if self.isolate_documents else [])
+        return row if self.isolate_documents else replace(row, starts=[])
+
+    def _length(self, rows: list[Row]) -> int:
+        """The T of a micro-batch."""
+        longest = max(map(len, rows))
+        return min(self.seq_len, -(-longest // self.pad_to) * self.pad_to)
+
+    def _starts(self, rows: list[Row], length: int) -> list[int]:
+        """Where documents start in the B * T tokens of a micro-batch, and their end; every row starts one."""
+        rows = [filled(row, length) for row in rows]
+        # a document that starts at T is only the last label's
+        starts = [r * length + p for r, row in enumerate(rows) for p in (0, *row.starts) if p < length]
+        return [*starts, len(rows) * length]
 
 
 def check_batch(global_batch: int, micro_batch: int, dp: int) -> None:
@@ -88,18 +121,10 @@ def check_batch(global_batch: int, micro_batch: int, dp: int) -> None:
         )
 
 
-def _cu_seqlens(boundaries: list[list[int]], micro_batch: int, seq_len: int) -> torch.Tensor:
-    """(M, max_docs + 1) from each row's document starts; every row starts a document."""
-    starts = []
-    for first in range(0, len(boundaries), micro_batch):
-        rows = boundaries[first : first + micro_batch]
-        # a document that starts at T is only the last label's
-        starts.append([r * seq_len + p for r, row in enumerate(rows) for p in (0, *row) if p < seq_len])
-    end = micro_batch * seq_len
-    table = np.full((len(starts), max(map(len, starts)) + 1), end, np.int32)
-    for row, values in zip(table, starts, strict=True):
-        row[: len(values)] = values
-    return torch.from_numpy(table)
+def _cu_seqlens(bounds: list[list[int]]) -> torch.Tensor:
+    """(M, max_docs + 1): each micro-batch's bounds, its end repeated."""
+    longest = max(map(len, bounds))
+    return torch.tensor([row + row[-1:] * (longest - len(row)) for row in bounds], dtype=torch.int32)
 
 
 def heldout(prefix: Path, split: list[float], part: str, seq_len: int) -> Iterator[NDArray[np.int64]]:
@@ -115,13 +140,17 @@ def heldout(prefix: Path, split: list[float], part: str, seq_len: int) -> Iterat
 
 
 def check_tokenizer(prefix: Path, tokenizer: Path) -> None:
-    """UserError if the dataset was made with another tokenizer.model than this; a missing manifest is a warning."""
+    """UserError if the dataset was made with another tokenizer than this file; a missing manifest is a warning.
+
+    A tokenizer that lies there in two kinds of files is the same by either.
+    """
     facts = manifest.read(prefix)
     if facts is None:
         log.warning("%s has no manifest: whether %s made its tokens cannot be told", prefix, tokenizer)
         return
-    made_with, found = facts["tokenizer"], sha256(tokenizer)
-    if made_with["sha256"] != found:
+    made_with, files = facts["tokenizer"], hashes(tokenizer)
+    found = files[tokenizer.name]
+    if made_with["sha256"] not in files.values() and found not in made_with.get("files", {}).values():
         raise UserError(
             f"{prefix} is a dataset tokenized by another tokenizer than the model's: it was made with"
             f" {made_with['path']} (SHA-256 {made_with['sha256'][:12]}), the model has {tokenizer} ({found[:12]});"

@@ -5,8 +5,10 @@ function of the seed, the number of samples and the index: nothing is cached on 
 """
 
 import math
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,15 +81,23 @@ class Blend:
     """Samples of several datasets in the proportion of their weights."""
 
     def __init__(
-        self, data: dict[Path, float], split: list[float], part: str, seq_len: int, num_samples: int, seed: int
+        self,
+        data: dict[Path, float],
+        split: list[float],
+        part: str,
+        seq_len: int,
+        num_samples: int,
+        seed: int,
+        open_samples: Callable[..., Any] = Samples,
     ):
+        """`open_samples` is called as `Samples` is, for datasets that may be of another kind."""
         for prefix, weight in data.items():
             if not (math.isfinite(weight) and weight > 0):
                 raise UserError(f"the weight of {prefix} is {weight}, but has to be above 0")
         shares = np.array(list(data.values()), np.float64)
         weights = shares / shares.sum()
         self.datasets = [
-            Samples(prefix, split, part, seq_len, _with_surplus(num_samples, weight), seed)
+            open_samples(prefix, split, part, seq_len, _with_surplus(num_samples, weight), seed)
             for prefix, weight in zip(data, weights.tolist(), strict=True)
         ]
         self._dataset, self._sample = helpers.blend_index(weights, num_samples)
@@ -95,8 +105,8 @@ class Blend:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.int64], list[int]]:
-        """As `Samples`."""
+    def __getitem__(self, index: int) -> Any:
+        """What the datasets give: `Samples` a tuple."""
         return self.datasets[self._dataset[index]][self._sample[index]]
 
 

@@ -3,6 +3,7 @@
 M micro-batches of N tokens each (B rows of T), H hidden, tp ranks.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -24,6 +25,7 @@ class Batch(Protocol):
     def weights(self) -> torch.Tensor: ...  # (M, B, T) fp32
     @property
     def cu_seqlens(self) -> torch.Tensor: ...  # (M, documents + 1) int32, padded at the end with N
+    def micro_batches(self) -> Iterator[tuple[torch.Tensor, ...]]: ...  # tokens, cu_seqlens, labels, weights of each
 
 
 def make_schedule(
@@ -83,15 +85,15 @@ def forward_backward(
 
 def _accumulate(model: nn.Module, batch: Batch, total_weight: torch.Tensor) -> torch.Tensor:
     """One stage: gradients are reduced over dp once, in the last micro-batch's backward."""
-    micro_batches = list(zip(batch.tokens, batch.cu_seqlens, batch.labels, batch.weights, strict=True))
+    num_micro_batches = batch.tokens.shape[0]
     loss = torch.zeros((), device=batch.tokens.device)
-    for i, (tokens, cu_seqlens, labels, weights) in enumerate(micro_batches):
+    for i, (tokens, cu_seqlens, labels, weights) in enumerate(batch.micro_batches()):
         if isinstance(model, FSDPModule):
-            is_last = i == len(micro_batches) - 1
+            is_last = i == num_micro_batches - 1
             model.set_requires_gradient_sync(is_last)
             model.set_reshard_after_backward(is_last)
             model.set_is_last_backward(is_last)
-        share = model(tokens.flatten(), cu_seqlens, labels.flatten(), weights.flatten())[0] / total_weight
+        share = model(tokens, cu_seqlens, labels, weights)[0] / total_weight
         share.backward()
         loss += share.detach()
     return loss

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from llmpipe.checkpoint.formats import open_source
-from llmpipe.data.indexed import Reader
 from llmpipe.data.loader import check_batch, check_tokenizer, check_vocab
-from llmpipe.data.sampling import part_of
+from llmpipe.data.packing import check_part
+from llmpipe.data.tokenizer import find_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.model.rope import longest_text
@@ -47,10 +47,10 @@ def preflight(job: Job) -> None:
         )
     if recipe.seq_len > longest_text(shape):
         raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {longest_text(shape)} positions")
-    tokenizer = Path(job.model) / "tokenizer.model"
+    tokenizer = find_tokenizer(Path(job.model))
     for prefix in job.data:
-        part_of(Reader(Path(prefix)), job.split, "train")
-        if tokenizer.is_file():
+        check_part(Path(prefix), job.split, "train", recipe.seq_len)
+        if tokenizer:
             check_tokenizer(Path(prefix), tokenizer)
         check_vocab(Path(prefix), shape.vocab)
     log.info(

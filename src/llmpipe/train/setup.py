@@ -1,6 +1,8 @@
 """What a rank needs before the first step: its groups, its part of the model, its optimizer, its data."""
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch.distributed.pipelining import Schedule1F1B
 from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.loader import Loader
+from llmpipe.data.packing import open_samples
 from llmpipe.data.sampling import Blend
 from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import fill
@@ -53,6 +56,7 @@ def prepare(job: Job) -> Trainer:
             recipe.seq_len,
             recipe.steps * recipe.global_batch,
             recipe.seed,
+            partial(open_samples, scalar_loss_mask=recipe.scalar_loss_mask, packing=recipe.packing),
         ),
         seq_len=recipe.seq_len,
         global_batch=recipe.global_batch,
@@ -60,6 +64,8 @@ def prepare(job: Job) -> Trainer:
         dp=layout.dp,
         dp_rank=groups.at.dp,
         isolate_documents=recipe.isolate_documents,
+        # Stages hand on tensors of one size; tp ranks share a micro-batch's tokens out evenly.
+        pad_to=math.lcm(16, layout.tp) if layout.pp == 1 else None,
     )
     num_micro_batches = recipe.global_batch // (layout.dp * layout.micro_batch)
     num_tokens = layout.micro_batch * recipe.seq_len
