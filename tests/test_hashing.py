@@ -82,6 +82,13 @@ def test_files_beside_what_threads_write(kind: None, files: dict[Path, str]) -> 
     assert [digest.hexdigest() for digest in digests] == [hashlib.sha256(data).hexdigest() for data in written]
 
 
+def test_one_more_file(kind: None, files: dict[Path, str]) -> None:
+    (path, digest), *others = reversed(files.items())
+    hashes = FileHashes(dict(others))
+    assert hashes.of(path) == digest
+    assert hashes.results() == dict(others)
+
+
 def test_a_file_that_is_gone(files: dict[Path, str]) -> None:
     hashes = FileHashes(files)
     next(iter(files)).unlink()

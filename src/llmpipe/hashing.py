@@ -66,6 +66,14 @@ class FileHashes:
                 else:
                     update_two(digest, piece, stream.digest, stream.read(len(piece)))
 
+    def of(self, path: Path) -> str:
+        """The SHA-256 of one more file in hexadecimal, taken here, with the files' beside it."""
+        digest, buffer = new_hash(), memoryview(bytearray(_PIECE_BYTES))
+        with FileIO(path) as file:
+            while count := file.readinto(buffer):
+                self.beside(digest, buffer[:count])
+        return digest.hexdigest()
+
     def results(self) -> dict[Path, str]:
         """The SHA-256 of each file in hexadecimal; what is left of them is hashed on every core."""
         cores = os.cpu_count() or 1

@@ -9,7 +9,6 @@ import torch
 
 from llmpipe.checkpoint.containers.torch_skeleton import seal, write_skeleton
 from llmpipe.checkpoint.mover import Filled, Mover
-from llmpipe.files import sha256
 from llmpipe.progress import Progress
 
 _THREADS = 4
@@ -39,7 +38,7 @@ def write_torch_file(mover: Mover, path: Path, tree: Any, shown: Progress | None
     places = write_skeleton(path, _with_holes(tree))
     holes = {places[name].offset: filled for name, filled in tensors_to_fill(tree).items()}
     seal(path, mover.fill(path, holes, shown))
-    return sha256(path) if mover.hashed else None
+    return mover.sources.of(path) if mover.hashed else None
 
 
 def tensors_to_fill(tree: Any, prefix: str = "") -> dict[str, Filled]:
