@@ -3,10 +3,12 @@
 Nothing of llmpipe's readers, writers or tables is used.
 """
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
 from transformers import FalconConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
 from twins import interleave
 
@@ -189,6 +191,22 @@ def write_falcon(hf: dict, path: Path, tp: int, pp: int, kv_heads: int) -> Path:
                 encoder |= {f"final_layernorm.{kind}": hf[f"transformer.ln_f.{kind}"] for kind in ("weight", "bias")}
             save_rank(path / "release", rank, stage, pp, {"model": model, "args": args})
     (path / "latest_checkpointed_iteration.txt").write_text("release")
+    return path
+
+
+def write_torch_dist(hf: dict, path: Path, kv_heads: int) -> Path:
+    """As Megatron-LM writes it: `common.pt` with the arguments, the layers' tensors in one, whole over the TP ranks."""
+    folder = write("te", hf, path, 1, 1, kv_heads) / "iter_0000003"
+    content = torch.load(folder / "mp_rank_00/model_optim_rng.pt", weights_only=False)
+    shutil.rmtree(folder / "mp_rank_00")
+    flat, stacked = content.pop("model"), {}
+    for key in [key for key in flat if "layers.0." in key and flat[key] is not None]:
+        stacked[key.replace(".0.", ".", 1)] = torch.stack(
+            [flat[key.replace(".0.", f".{i}.", 1)] for i in range(LAYERS)]
+        )
+    outside = {key: tensor for key, tensor in flat.items() if "layers." not in key}
+    dcp.save(stacked | outside | {"optimizer.state.x": torch.ones(3)}, checkpoint_id=folder, no_dist=True)
+    torch.save(content, folder / "common.pt")
     return path
 
 

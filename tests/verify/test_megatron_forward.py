@@ -1,11 +1,8 @@
 """The plain Megatron forward against transformers on the same weights, for each fork's convention."""
 
-import shutil
-
 import megatron_twins as twins
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.utils.logging import disable_progress_bar
@@ -99,16 +96,8 @@ def test_virtual_stages_count_on_through_the_chunks(models, tmp_path):
 def test_torch_dist_s_stacked_layers_and_chunks(models, tmp_path):
     """As Megatron-LM writes it: `common.pt` with the arguments, the layers' tensors in one, whole over the TP ranks."""
     hf = models[2, twins.THETA]
-    path = twins.write("te", load_file(hf / "model.safetensors"), tmp_path, 1, 1, 2)
+    path = twins.write_torch_dist(load_file(hf / "model.safetensors"), tmp_path, 2)
     folder = path / "iter_0000003"
-    content = torch.load(folder / "mp_rank_00/model_optim_rng.pt", weights_only=False)
-    shutil.rmtree(folder / "mp_rank_00")
-    flat, stacked = content.pop("model"), {}
-    for key in [key for key in flat if "layers.0." in key and flat[key] is not None]:
-        stacked[key.replace(".0.", ".", 1)] = torch.stack([flat[key.replace(".0.", f".{i}.", 1)] for i in range(4)])
-    outside = {key: tensor for key, tensor in flat.items() if "layers." not in key}
-    dcp.save(stacked | outside | {"optimizer.state.x": torch.ones(3)}, checkpoint_id=folder, no_dist=True)
-    torch.save(content, folder / "common.pt")
     side = opened(path)
     assert difference(side, hf) <= 1e-5
     assert inventory_checks(side, HfModel(hf))[1] is None

@@ -78,7 +78,7 @@ class EasyLMModel:
 
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor in its stored type, kernels turned to (out, in) as other formats have them."""
-        tensor = self._stored(name)
+        tensor = self.stored(name)
         kind = name.removesuffix("/kernel")
         kind = "/".join(kind.split("/")[3:]) if kind.startswith("transformer/h/") else kind
         if kind not in _KERNELS | _NORMS | {"transformer/wte/embedding"}:
@@ -102,7 +102,7 @@ class EasyLMModel:
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) to hidden states (B, T, C)."""
-        return self._rounded(self._stored("transformer/wte/embedding")[tokens])
+        return self._rounded(self.stored("transformer/wte/embedding")[tokens])
 
     def block(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One layer on hidden states (B, T, C) at positions (B, T)."""
@@ -127,7 +127,7 @@ class EasyLMModel:
         return x @ self._weight("lm_head") if "lm_head/kernel" in self.arrays else x @ self._embedding().T
 
     def _embedding(self) -> torch.Tensor:
-        return self._rounded(self._stored("transformer/wte/embedding"))
+        return self._rounded(self.stored("transformer/wte/embedding"))
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * weight
@@ -139,7 +139,7 @@ class EasyLMModel:
         return torch.polar(torch.ones_like(angles), angles)
 
     def _weight(self, name: str) -> torch.Tensor:
-        return self._rounded(self._stored(f"{name}/kernel"))
+        return self._rounded(self.stored(f"{name}/kernel"))
 
     def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
         return (tensor.to(self.rounded_to) if self.rounded_to else tensor).float()
@@ -149,7 +149,7 @@ class EasyLMModel:
             raise UserError(f"{self.path} lacks {name}: the file is of another model, or was cut: copy it again")
         return self.arrays[name]
 
-    def _stored(self, name: str) -> torch.Tensor:
+    def stored(self, name: str) -> torch.Tensor:
         """A tensor as it is stored, its pieces joined."""
         array = self._array(name)
         data = bytearray()
@@ -181,7 +181,7 @@ class EasyLMModel:
         """Whether the head is the embedding's copy; EasyLM itself never ties them, so it is looked at if asked."""
         if not asked or "lm_head/kernel" not in self.arrays:
             return "lm_head/kernel" not in self.arrays
-        return torch.equal(self._stored("lm_head/kernel").T, self._stored("transformer/wte/embedding"))
+        return torch.equal(self.stored("lm_head/kernel").T, self.stored("transformer/wte/embedding"))
 
 
 def holds_weights(path: Path) -> bool:

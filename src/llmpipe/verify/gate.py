@@ -24,6 +24,7 @@ from llmpipe.verify.merged_models import Merged, MergedEasyLM, MergedHf, MergedM
 from llmpipe.verify.meta import MetaModel
 from llmpipe.verify.ours import OurModel
 from llmpipe.verify.rank_files import is_rank_files, rank_file_checks
+from llmpipe.verify.round_trip import round_trip_checks
 from llmpipe.verify.tokenizer import tokenizer_checks
 from llmpipe.verify.told import old_permutation, said
 
@@ -77,12 +78,13 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
     if dtype := rounded_to(source, candidate):
         source = open_reference(reference, dtype, assumed, made_from)
     inventory, tensor = _inventory(source, candidate)
+    trip, lost = round_trip_checks(subject, source, made_from)
     hyper, parameter = hyper_parameter_checks(source, candidate)
     tokenizer, text = tokenizer_checks(subject, reference, int(float(whole.hyper_parameters()["vocabulary"])))
     numeric, layer = _forward(candidate, source, subject)
-    checks = [*numeric, *inventory, *hyper, *grown, *padding_checks(candidate), *tokenizer]
+    checks = [*numeric, *inventory, *trip, *hyper, *grown, *padding_checks(candidate), *tokenizer]
     failed = [f"{check.name}: {check.detail}" for check in checks if check.verdict == "fail"]
-    return checks, (layer or tensor or parameter or text or failed[0]) if failed else None
+    return checks, (layer or tensor or lost or parameter or text or failed[0]) if failed else None
 
 
 def _inventory(source: Reference, candidate: Reference | Cut) -> Findings:

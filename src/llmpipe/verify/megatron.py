@@ -45,7 +45,7 @@ class MegatronModel:
         files = DistFiles(path) if (iteration_of(path) / ".metadata").is_file() else RankFiles(path)
         self.weights = Weights(files)
         self.num_layers = self.weights.num_layers
-        self._neighbours = self.weights.convention.neighbours and not old_permutation
+        self.neighbours = self.weights.convention.neighbours and not old_permutation
         self.hidden = self.weights.sizes(None, "embedding.weight")[1]
         self.settings = Settings(path, self.weights.convention.name, files.args, said or {}, assumed or {})
         self.settings.read_heads(self.hidden)
@@ -114,7 +114,7 @@ class MegatronModel:
         if self.weights.has(layer, "q norm.weight"):
             q, k = self._norm(q, layer, "q norm"), self._norm(k, layer, "k norm")
         angles = positions.float()[..., None, None] / self.settings.stretch * self.settings.frequencies()
-        rotate = _rotate_neighbours if self._neighbours else _rotate_halves
+        rotate = _rotate_neighbours if self.neighbours else _rotate_halves
         attended = _attend(rotate(q, angles), rotate(k, angles), v, self.settings.window)  # (B, T, H, D)
         return self._linear(attended.flatten(-2), layer, "dense")
 

@@ -172,10 +172,10 @@ class MergedEasyLM(EasyLMModel, Merged):
         self._check_fits(self.names())
 
     def hyper_parameters(self) -> dict[str, float | str]:
-        return super().hyper_parameters() | {"vocabulary": len(self._stored("transformer/wte/embedding"))}
+        return super().hyper_parameters() | {"vocabulary": len(self.stored("transformer/wte/embedding"))}
 
-    def _stored(self, name: str) -> torch.Tensor:
-        whole = super()._stored(name)
+    def stored(self, name: str) -> torch.Tensor:
+        whole = super().stored(name)
         if whole.ndim == 1 or name.endswith("embedding"):
             return _into(self.adapter, self._place_of(name), whole)
         return _into(self.adapter, self._place_of(name), whole.T).T
@@ -243,7 +243,7 @@ class MergedMegatron(MegatronModel, Merged):
             rows = {"q": groups[:, :-2], "k": groups[:, -2], "v": groups[:, -1]}[what].flatten()
         else:
             rows = torch.arange({"q": heads, "k": kv_heads, "v": kv_heads}.get(what, 1) * dim)
-        return rows[neighbours(len(rows), dim)] if self._neighbours and what != "v" else rows
+        return rows[neighbours(len(rows), dim)] if self.neighbours and what != "v" else rows
 
 
 def neighbours(rows: int, head_dim: int) -> torch.Tensor:
