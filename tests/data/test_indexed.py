@@ -78,10 +78,9 @@ def changed(at: int, value: bytes) -> bytes:
         (GOLDEN_IDX[:20], "g.idx is truncated: 20 bytes, but the header alone needs 34"),
         (GOLDEN_IDX[:-5], "g.idx is truncated: 77 bytes, but 2 sequences need 82"),
         (GOLDEN_IDX + b"\0\0", "g.idx has bytes too many (a multimodal dataset of Megatron?): 84 bytes"),
-        (changed(0, b"TNTIDX"), "g.idx is of Megatron's older lazy or cached format"),
         (changed(0, b"PK"), "g.idx is not an index of Megatron's mmap format: it starts with b'PKIDIDX"),
         (changed(9, b"\2"), "g.idx has version 2; llmpipe reads version 1"),
-        (changed(17, b"\7"), "g.idx has type code 7, which is no type of tokens; known: [1, 2, 3, 4, 5, 8]"),
+        (changed(17, b"\x09"), "g.idx has type code 9, which is no type of tokens; known: [1, 2, 3, 4, 5, 6, 7, 8]"),
         (changed(17, b"\4"), "sequence 1 starts at byte 6, but the sizes before it say byte 12; tokenize"),
         (changed(34, b"\xff\xff\xff\xff"), "sequence 0 has -1 tokens"),
         (

@@ -8,13 +8,13 @@
 - Then int32 per sequence, its size in tokens; int64 per sequence, the byte of the .bin at which it starts;
   int64 per entry of the document index, the sequence at which a document starts; first 0, last the number of sequences.
 - Nothing follows. Megatron's multimodal files add a byte per sequence: they are refused.
+- What else is read: `llmpipe.data.index_file`.
 - llmpipe writes one sequence per document, and uint16 where the vocabulary has fewer than 65,500 tokens, else int32.
 - Beside them stands PREFIX.manifest.json, see `llmpipe.data.manifest`; Megatron's own datasets have none.
 """
 
 import os
 import shutil
-import struct
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -25,15 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmpipe import helpers
+from llmpipe.data.index_file import CODES, HEADER, MAGIC, VERSION, read_index
 from llmpipe.data.manifest import bin_path, idx_path, manifest_path
 from llmpipe.errors import UserError
 from llmpipe.files import CHUNK_BYTES, aside, fsync_directory, remove_left
 
-MAGIC = b"MMIDIDX\0\0"
-HEADER = struct.Struct("<9sQBQQ")
-VERSION = 1
-DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
-CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 UINT16_BELOW = 65_500
 
 
@@ -51,7 +47,8 @@ class Writer:
     def __init__(self, prefix: Path, dtype: np.dtype[Any]):
         if not prefix.name:
             raise UserError(f"--output {prefix} has no name of its own: name a prefix, as in {prefix / 'corpus'}")
-        self.prefix, self.dtype = prefix, np.dtype(dtype)
+        self.prefix = prefix
+        self.dtype = np.dtype(dtype if np.dtype(dtype) in CODES else np.int32)  # floating-point numbers are read only
         self.num_sequences = self.num_documents = self.num_tokens = 0
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._paths = [bin_path(prefix), idx_path(prefix)]
@@ -135,17 +132,20 @@ class Reader:
         for path in (bin_path(prefix), idx_path(prefix)):
             if not path.is_file():
                 raise UserError(f"{path} is missing: {prefix} is not a finished dataset; llmpipe tokenize makes one")
-        self.dtype, self.sizes, pointers, self.documents = _read_index(idx_path(prefix))
         bin_bytes = bin_path(prefix).stat().st_size
+        index = read_index(idx_path(prefix), bin_bytes)
+        self.dtype, self.sizes, self.documents = index.dtype, index.sizes, index.documents
         try:
-            helpers.check_index(self.sizes, pointers, self.documents, self.dtype.itemsize, bin_bytes)
+            helpers.check_index(self.sizes, index.pointers, self.documents, self.dtype.itemsize, bin_bytes)
         except ValueError as error:
             where = f"{idx_path(prefix)} does not fit {bin_path(prefix)}"
             raise UserError(f"{where}: {error}; tokenize the corpus again") from error
         # an empty file cannot be mapped
         self.tokens = np.memmap(bin_path(prefix), self.dtype, "r") if bin_bytes else np.empty(0, self.dtype)
+        if self.dtype.kind == "f":
+            _check_whole(self.tokens, bin_path(prefix))
         # (D + 1,) the token of the .bin at which each document starts, and the end
-        self.starts = np.append(pointers // self.dtype.itemsize, len(self.tokens))[self.documents]
+        self.starts = np.append(index.pointers // self.dtype.itemsize, len(self.tokens))[self.documents]
 
     @property
     def num_documents(self) -> int:
@@ -163,34 +163,12 @@ class Reader:
         return self.tokens[start + offset : stop]
 
 
-def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """The token type, the sizes, the pointers and the document index of an .idx."""
-    with path.open("rb") as file:
-        head = file.read(HEADER.size)
-    dtype, sequences, documents = _read_header(path, head)
-    expected = HEADER.size + 12 * sequences + 8 * documents
-    found = path.stat().st_size
-    if found != expected:
-        what = "is truncated" if found < expected else "has bytes too many (a multimodal dataset of Megatron?)"
-        raise UserError(f"{path} {what}: {found} bytes, but {sequences} sequences need {expected}; tokenize again")
-    with path.open("rb") as file:
-        file.seek(HEADER.size)
-        sizes = np.fromfile(file, "<i4", sequences)
-        pointers = np.fromfile(file, "<i8", sequences)
-        return dtype, sizes, pointers, np.fromfile(file, "<i8", documents)
-
-
-def _read_header(path: Path, head: bytes) -> tuple[np.dtype[Any], int, int]:
-    """The token type and the two counts; UserError for another format."""
-    if head.startswith(b"TNTIDX"):
-        raise UserError(f"{path} is of Megatron's older lazy or cached format; llmpipe reads mmap: tokenize again")
-    if not head.startswith(MAGIC[: len(head)]):
-        raise UserError(f"{path} is not an index of Megatron's mmap format: it starts with {head[:9]!r}, not {MAGIC!r}")
-    if len(head) < HEADER.size:
-        raise UserError(f"{path} is truncated: {len(head)} bytes, but the header alone needs {HEADER.size}")
-    _, version, code, sequences, documents = HEADER.unpack(head)
-    if version != VERSION:
-        raise UserError(f"{path} has version {version}; llmpipe reads version {VERSION}")
-    if code not in DTYPES:
-        raise UserError(f"{path} has type code {code}, which is no type of tokens; known: {sorted(DTYPES)}")
-    return np.dtype(DTYPES[code]), sequences, documents
+def _check_whole(tokens: NDArray[Any], path: Path) -> None:
+    """UserError for tokens that are stored as floating-point numbers and are no token ids."""
+    for first in range(0, len(tokens), CHUNK_BYTES):
+        part = tokens[first : first + CHUNK_BYTES]
+        with np.errstate(invalid="ignore"):  # nan
+            wrong = ~((part >= 0) & (part < 2**31) & (part == np.trunc(part)))
+        if wrong.any():
+            number = int(wrong.argmax())
+            raise UserError(f"{path} holds {part[number]} as token {first + number}, which is no token id")

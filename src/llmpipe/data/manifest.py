@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import llmpipe
+from llmpipe.errors import UserError
 from llmpipe.files import read_json, sha256, write_json
 
+REMEDY = "tokenize the corpus again"
 ROLES = ".roles"
 """Between PREFIX and .bin or .idx: whose each token is, see `llmpipe.data.roles`."""
 
@@ -63,16 +65,33 @@ def read(prefix: Path) -> dict[str, Any] | None:
     path = manifest_path(prefix)
     if not path.is_file():
         return None
-    return read_json(path, "tokenize the corpus again")
+    return read_json(path, REMEDY)
 
 
 def digest(prefix: Path) -> str:
     """The identity of a dataset, wherever it lies: one SHA-256 over those of its files, .bin and .idx, and of roles."""
-    manifest = read(prefix)
-    # by what names end with, because a dataset may have been renamed since
-    known = {_end(name): entry["sha256"] for name, entry in manifest["files"].items()} if manifest else {}
-    hashes = [known.get(_end(path.name)) or sha256(path) for path in _files(prefix)]
+    known = _entries(prefix)
+    hashes = [known[path]["sha256"] if path in known else sha256(path) for path in _files(prefix)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def check(prefix: Path) -> None:
+    """Read the files of a dataset; UserError for one that is not the file of its manifest, if it has one."""
+    for path, entry in _entries(prefix).items():
+        if not path.is_file():
+            raise UserError(f"{path} is missing, but {manifest_path(prefix)} names it: {REMEDY}")
+        found = path.stat().st_size
+        if found != entry["bytes"]:
+            raise UserError(f"{path} is damaged: {found:,} bytes, its manifest says {entry['bytes']:,}; {REMEDY}")
+        if (hashed := sha256(path)) != entry["sha256"]:
+            known = entry["sha256"]
+            raise UserError(f"{path} is damaged: its SHA-256 is {hashed}, its manifest says {known}; {REMEDY}")
+
+
+def _entries(prefix: Path) -> dict[Path, dict[str, Any]]:
+    """What the manifest says of each file, by what names end with: a dataset may have been renamed since."""
+    files = (read(prefix) or {"files": {}})["files"]
+    return {suffixed(prefix, _end(name)): entry for name, entry in files.items()}
 
 
 def _files(prefix: Path) -> list[Path]:

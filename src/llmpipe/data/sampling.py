@@ -6,7 +6,7 @@ function of the seed, the number of samples and the index: nothing is cached on 
 
 import math
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from llmpipe.data.indexed import Reader
 from llmpipe.errors import UserError
 
 PARTS = ("train", "validation", "test")
+MOST_DATASETS = 32_766
+"""Their numbers are int16, and Megatron takes fewer than 32,767."""
 SURPLUS = 0.005
-"""A dataset of a blend gives up to this share more than its weight says, as in Megatron."""
+"""The datasets of a blend are asked for this share more than their weights say, as in Megatron; one alone is not."""
 
 
 def split_documents(num_documents: int, split: list[float], part: str) -> range:
@@ -53,28 +55,27 @@ class Samples:
             )
         self.reader, self.seq_len = Reader(prefix), seq_len
         self.part = part_of(self.reader, split, part)
-        lengths = self.reader.lengths
-        self._documents, self._samples, self._order = helpers.gpt_index(
-            lengths, self.part.start, self.part.stop, seq_len, num_samples, seed
-        )
-        self.num_epochs = len(self._documents) // len(self.part)
+        wanted = self.part.start, self.part.stop, seq_len, num_samples, seed
+        try:
+            self.document_index, self.sample_index, self.shuffle_index = helpers.gpt_index(self.reader.lengths, *wanted)
+        except ValueError as error:
+            raise UserError(f"{prefix} cannot give {num_samples} samples of {seq_len} tokens: {error}") from error
+        self.num_epochs = len(self.document_index) // len(self.part)
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.shuffle_index)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int64], list[int]]:
         """The seq_len + 1 tokens of a sample, and the positions in it, but 0, at which a document starts."""
-        position, offset = self._samples[self._order[index]]
-        tokens, boundaries, filled = np.empty(self.seq_len + 1, np.int64), [], 0
-        while True:
-            part = self.reader.read(int(self._documents[position]), offset, len(tokens) - filled)
-            tokens[filled : filled + len(part)] = part
-            filled += len(part)
-            if filled == len(tokens):
-                return tokens, boundaries
-            position, offset = position + 1, 0
-            if filled and boundaries[-1:] != [filled]:  # once, where an empty document stands between
-                boundaries.append(filled)
+        tokens, boundaries = self.read(np.array([index]))
+        return tokens[0], boundaries[0]
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[list[int]]]:
+        """(n, seq_len + 1) tokens of several samples, and for each what `__getitem__` says of its documents."""
+        reader = self.reader
+        index = self.document_index, self.sample_index.reshape(-1), self.shuffle_index
+        tokens, starts, ends = helpers.read_samples(reader.tokens, reader.starts, *index, indices, self.seq_len)
+        return tokens, [starts[first:last].tolist() for first, last in pairwise([0, *ends.tolist()])]
 
 
 class Blend:
@@ -91,25 +92,53 @@ class Blend:
         open_samples: Callable[..., Any] = Samples,
     ):
         """`open_samples` is called as `Samples` is, for datasets that may be of another kind."""
+        if not 1 <= len(data) <= MOST_DATASETS:
+            raise UserError(
+                f"a blend takes 1 to {MOST_DATASETS:,} datasets, not {len(data):,}: join some (llmpipe merge)"
+            )
         for prefix, weight in data.items():
             if not (math.isfinite(weight) and weight > 0):
                 raise UserError(f"the weight of {prefix} is {weight}, but has to be above 0")
-        shares = np.array(list(data.values()), np.float64)
-        weights = shares / shares.sum()
+        sizes, weights = _normalized(list(data.values()), num_samples)
+        self.dataset_index, self.dataset_sample_index = helpers.blend_index(weights, num_samples)
+        taken = np.bincount(self.dataset_index, minlength=len(data)).tolist()
         self.datasets = [
-            open_samples(prefix, split, part, seq_len, _with_surplus(num_samples, weight), seed)
-            for prefix, weight in zip(data, weights.tolist(), strict=True)
+            _enough(lambda size, prefix=prefix: open_samples(prefix, split, part, seq_len, size, seed), size, count)
+            for prefix, size, count in zip(data, sizes, taken, strict=True)
         ]
-        self._dataset, self._sample = helpers.blend_index(weights, num_samples)
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.dataset_index)
 
     def __getitem__(self, index: int) -> Any:
         """What the datasets give: `Samples` a tuple."""
-        return self.datasets[self._dataset[index]][self._sample[index]]
+        return self.datasets[self.dataset_index[index]][self.dataset_sample_index[index]]
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[list[int]]]:
+        """As `Samples`, where all datasets are of that kind."""
+        if len(self.datasets) == 1:
+            return self.datasets[0].read(self.dataset_sample_index[indices])
+        tokens: NDArray[np.int64] = np.empty((len(indices), self.datasets[0].seq_len + 1), np.int64)
+        boundaries: list[list[int]] = [[]] * len(indices)
+        for number in np.unique(self.dataset_index[indices]).tolist():
+            places = np.flatnonzero(self.dataset_index[indices] == number)
+            tokens[places], found = self.datasets[number].read(self.dataset_sample_index[indices[places]])
+            for place, starts in zip(places.tolist(), found, strict=True):
+                boundaries[place] = starts
+        return tokens, boundaries
 
 
-def _with_surplus(num_samples: int, weight: float) -> int:
-    """The samples to ask of a dataset: rounded up, and always more than the greedy blend can take."""
-    return math.ceil(math.ceil(num_samples * weight) * (1 + SURPLUS))
+def _normalized(weights: list[float], num_samples: int) -> tuple[list[int], NDArray[np.float64]]:
+    """The samples to ask of each dataset, and the weights of the blend, which Megatron divides by their sum twice."""
+    once = np.array(weights, np.float64)
+    once /= once.sum()
+    if len(weights) == 1:
+        return [num_samples], once
+    sizes = [math.ceil(math.ceil(num_samples * weight) * (1 + SURPLUS)) for weight in once.tolist()]
+    return sizes, once / once.sum()
+
+
+def _enough(open_samples: Callable[[int], Any], size: int, taken: int) -> Any:
+    """The samples of a dataset that a blend takes so many of: where Megatron's surplus is too small, Megatron fails."""
+    samples = open_samples(size)
+    return samples if len(samples) >= taken else open_samples(taken)
