@@ -18,9 +18,9 @@ from llmpipe.families import Shape, from_hf_config
 from llmpipe.files import read_json
 
 MAY = (
-    "a directory of Hugging Face's (config.json, *.safetensors or pytorch_model*.bin), of Meta's (params.json,"
-    " consolidated.*.pth), of Megatron's (latest_checkpointed_iteration.txt, or mp_rank_* folders), of EasyLM's"
-    " (streaming_params or a flax file), or of rank files (tp0-pp0.safetensors)"
+    "a directory of Hugging Face's (config.json, *.safetensors or pytorch_model*.bin), of Meta's or Mistral's own"
+    " (params.json, consolidated.*), of Megatron's (latest_checkpointed_iteration.txt, or mp_rank_* folders), of"
+    " EasyLM's (streaming_params or a flax file), or of rank files (tp0-pp0.safetensors)"
 )
 
 
@@ -66,7 +66,7 @@ def _kind(path: Path) -> str | None:
         return "rank_files"
     if (path / "config.json").is_file() and hf_weights.holds_weights(path):
         return "hf"  # Mistral's repositories hold its own params.json and weights beside
-    if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
+    if (path / "params.json").is_file() or any(path.glob("consolidated.*")):
         return "meta"
     return "megatron" if is_megatron(path) else None
 

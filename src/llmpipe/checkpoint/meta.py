@@ -1,8 +1,9 @@
 """Meta's own format, read: params.json and consolidated.NN.pth, one file for each model-parallel rank of its training.
 
-- params.json: dim, n_layers, n_heads, n_kv_heads (absent: n_heads), norm_eps, vocab_size (-1: see the tokenizer),
-  rope_theta (absent: 10000), use_scaled_rope (Llama 3.1 and 3.2), multiple_of and ffn_dim_multiplier (the MLP's size is
-  read from w1)
+Mistral's own is the same in one file, consolidated.00.pth or consolidated.safetensors: the same names, the same rotary
+order (github.com/mistralai/mistral-inference).
+
+- params.json: see `params_json`
 - which tensor's rows or columns lie in which file: `meta_write.layout`, which writing shares
 - rope.freqs is a buffer, derived from the parameters
 """
@@ -15,33 +16,30 @@ from typing import Any
 
 from llmpipe.checkpoint import meta_write
 from llmpipe.checkpoint.blocks import FileSource, same_bytes
-from llmpipe.checkpoint.containers.safetensors_file import GET_AGAIN
+from llmpipe.checkpoint.carried import check_pulled
+from llmpipe.checkpoint.containers import safetensors_file
 from llmpipe.checkpoint.containers.stored import StoredTensor
 from llmpipe.checkpoint.containers.torch_file import archive_name, read_torch_file
 from llmpipe.checkpoint.layouts import blocks_of
+from llmpipe.checkpoint.params_json import read_fields, read_params
 from llmpipe.checkpoint.source import check_expected, check_tensors
-from llmpipe.errors import UserError, nearest
+from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, Shape
-from llmpipe.files import read_json
 
 log = logging.getLogger(__name__)
 
 # Llama 2's, Llama 1's, and that of MinfanZhao's converter.
 _DERIVED = re.compile(r"rope\.freqs|layers\.\d+\.attention\.inner_attention\.rope\.freqs")
-_PARAMS = {
-    "dim", "ffn_dim_multiplier", "max_batch_size", "max_seq_len", "multiple_of", "n_heads", "n_kv_heads", "n_layers",
-    "norm_eps", "rope_scaling_factor", "rope_theta", "use_scaled_rope", "vocab_size",
-}  # fmt: skip
-# params.json does not say it and no arithmetic depends on it: Llama 2's, unless the shape is named.
-MAX_POSITIONS = 4096
-_SCALED = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-# Llama 3.1's and 3.2's params.json are alike, but 3.2 (1B and 3B, by their width) scales by 32.
-_FACTOR, _WIDTHS_OF_32 = 8.0, (2048, 3072)
+SAFETENSORS = "consolidated.safetensors"
 
 
 def shard_files(path: Path) -> list[Path]:
-    """consolidated.00.pth and on; UserError if one of the numbers is missing."""
-    files = sorted(path.glob("consolidated.*.pth"))
+    """consolidated.00.pth and on, or consolidated.safetensors; UserError if one of the numbers is missing."""
+    files, single = sorted(path.glob("consolidated.*.pth")), path / SAFETENSORS
+    if single.exists() and files:
+        raise UserError(f"{path} holds the model twice, as {files[0].name} and as {single.name}: take one away")
+    if single.exists():
+        return [single]
     wanted = [path / meta_write.file_name(number) for number in range(len(files))]
     if not files or files != wanted or not all(file.is_file() for file in files):
         missing = [file.name for file in wanted if not file.is_file()] or ["consolidated.00.pth"]
@@ -52,42 +50,13 @@ def shard_files(path: Path) -> list[Path]:
     return files
 
 
-def read_params(path: Path) -> dict[str, Any]:
-    """params.json; UserError for a key that would be lost, or one that is missing."""
-    params = read_json(path, GET_AGAIN)
-    if not isinstance(params, dict):
-        raise UserError(f"{path} is no table of keys: copy or download it again")
-    for key in params:
-        if key not in _PARAMS:
-            raise UserError(f"{path}: the key {key} is unknown and would be lost: {nearest(key, _PARAMS)}")
-    for key in ("dim", "n_layers", "n_heads", "norm_eps"):
-        if key not in params:
-            raise UserError(f"{path}: the key {key} is missing: copy or download it again")
-    return params
-
-
-def read_scaling(params: dict[str, Any], expected: Shape | None, path: Path) -> dict[str, Any] | None:
-    """The rope scaling; UserError where Llama 3.1 and 3.2 cannot be told apart."""
-    if not params.get("use_scaled_rope"):
-        return None
-    factor = params.get("rope_scaling_factor")
-    if factor is None and expected and expected.rope_scaling:
-        factor = expected.rope_scaling.get("factor")
-    if factor is None and params["dim"] in _WIDTHS_OF_32:
-        raise UserError(
-            f"{path}: use_scaled_rope does not say the factor, which is 8 in Llama 3.1 and 32 in Llama 3.2:"
-            " say which with --shape (llama3_2_1b, llama3_2_3b), or `shape:` in the model's file"
-        )
-    return _SCALED | {"factor": float(factor or _FACTOR), "original_max_position_embeddings": 8192}
-
-
 class MetaSource(FileSource):
     """A directory of Meta's; `expected` is checked, and says what the files do not: longest sequence and tying."""
 
     def __init__(self, path: Path, expected: Shape | None = None):
         self.path = path
         params = read_params(path / "params.json")
-        self._shards = {file.name: _read(file) for file in shard_files(path)}
+        self._shards = {meta_write.file_name(rank): _read(file) for rank, file in enumerate(shard_files(path))}
         self._first = next(iter(self._shards.values()))
         self._same_names()
         # Llama 1 and 2 split the embedding by columns, Llama 3 by rows.
@@ -118,30 +87,15 @@ class MetaSource(FileSource):
 
     def _read_shape(self, params: dict[str, Any], expected: Shape | None, by_rows: bool) -> Shape:
         """Every hyper-parameter; the vocabulary and the MLP's size are the tensors' own."""
-        if expected is None and not params.get("max_seq_len"):
-            log.info(
-                "%s: params.json does not say the longest sequence: %d, Llama 2's, taken", self.path, MAX_POSITIONS
-            )
         vocab = self._merged("tok_embeddings.weight", 0 if by_rows else 1)[0]
         if params.get("vocab_size", -1) not in (-1, vocab):
             raise UserError(
                 f"{self.path}: params.json says vocab_size {params['vocab_size']}, but tok_embeddings has {vocab} rows"
             )
-        return Shape(
-            family="mistral" if expected and expected.family == "mistral" else "llama",  # one arithmetic, two names
-            num_layers=params["n_layers"],
-            hidden=params["dim"],
-            num_heads=params["n_heads"],
-            num_kv_heads=params.get("n_kv_heads") or params["n_heads"],
-            head_dim=params["dim"] // params["n_heads"],
-            ffn=self._merged("layers.0.feed_forward.w1.weight", 0)[0],
-            vocab=vocab,
-            max_positions=params.get("max_seq_len") or (expected.max_positions if expected else MAX_POSITIONS),
-            norm_eps=float(params["norm_eps"]),
-            rope_theta=float(params.get("rope_theta", 1e4)),
-            rope_scaling=read_scaling(params, expected, self.path / "params.json"),
-            tie_embeddings=bool(expected and expected.tie_embeddings),
-        )
+        ffn = self._merged("layers.0.feed_forward.w1.weight", 0)[0]
+        if params.get("hidden_dim", ffn) != ffn:
+            raise UserError(f"{self.path}: params.json says hidden_dim {params['hidden_dim']}, but w1 has {ffn} rows")
+        return Shape(vocab=vocab, ffn=ffn, **read_fields(params, expected, self.path / "params.json"))
 
     def _merged(self, name: str, dim: int | None) -> tuple[int, ...]:
         """The full tensor's sizes, from its pieces' along the dimension that is split."""
@@ -203,6 +157,9 @@ class MetaSource(FileSource):
 
 def _read(path: Path) -> dict[str, StoredTensor]:
     """A file's tensors by Meta's names; nothing in it is run (design decision 6)."""
+    check_pulled(path)
+    if path.name == SAFETENSORS:
+        return safetensors_file.read_header(path)[0]
     saved = archive_name(path)
     if re.fullmatch(r"consolidated\.\d\d", saved) and saved != path.stem:
         raise UserError(f"{path} was saved as {saved}.pth: files are swapped or doubled: copy or download all again")

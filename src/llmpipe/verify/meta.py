@@ -1,5 +1,6 @@
 """A plain forward in Meta's own convention, straight from `consolidated.*.pth` and `params.json`.
 
+Mistral's own files are computed alike, but for what its params.json says more: the heads' size, and a window.
 It is one side of the gate (design decision 5), so it shares nothing with `convert`: its own names, its own rule to join
 the shards, rotary on interleaved pairs as complex numbers. Sources: the params.json and the shapes of the released
 files; Touvron et al. 2023 (arXiv:2302.13971, 2307.09288); Su et al. 2021 (arXiv:2104.09864).
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from llmpipe.errors import UserError
@@ -35,7 +37,8 @@ _SPLIT = {
 }
 _PARAMS = {
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size",
+    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size", "head_dim", "hidden_dim",
+    "sliding_window", "max_position_embeddings",
 }  # fmt: skip
 
 
@@ -58,16 +61,17 @@ class MetaModel:
         """
         self.path, self.rounded_to = path, rounded_to
         self.params = _params(path / "params.json")
-        self.shards = [_open(file) for file in sorted(path.glob("consolidated.*.pth"))]
+        self.shards = [_open(file) for file in sorted(path.glob("consolidated.*"))]
         if not self.shards:
             raise UserError(f"{path} has params.json but no consolidated.*.pth: put Meta's weight files beside it")
         self.num_layers: int = self.params["n_layers"]
         self.hidden: int = self.params["dim"]
         self.num_heads: int = self.params["n_heads"]
         self.num_kv_heads: int = self.params.get("n_kv_heads") or self.num_heads
-        self.head_dim = self.hidden // self.num_heads
+        self.head_dim: int = self.params.get("head_dim") or self.hidden // self.num_heads
+        self.window = int(self.params.get("sliding_window") or 0)
         self.eps: float = self.params.get("norm_eps", 1e-5)
-        self.theta = float(self.params.get("rope_theta", 1e4))
+        self.theta = float(self.params.get("rope_theta") or self._unsaid_theta(assumed or {}))
         self.factor = self._factor(assumed or {})
         self.tied = bool((assumed or {}).get("tied embedding")) and self._head_is_embedding()
         self._check_frequencies()
@@ -103,7 +107,7 @@ class MetaModel:
             "norm eps": self.eps,
             "rope theta": self.theta,
             "tied embedding": int(self.tied),
-            "window": "none",
+            "window": f"{self.window} from layer 0" if self.window else "none",
             "rope scaling": "llama3" if self.factor else "default",
             **self._scaling(),
         }
@@ -121,7 +125,7 @@ class MetaModel:
         k = F.linear(x, weight["attention.wk"]).unflatten(-1, (kv_heads, self.head_dim))  # (B, T, K, D)
         v = F.linear(x, weight["attention.wv"]).unflatten(-1, (kv_heads, self.head_dim))
         turns = self._turns(positions)
-        attended = _attend(_rotate(q, turns), _rotate(k, turns), v)  # (B, T, H, D)
+        attended = _attend(_rotate(q, turns), _rotate(k, turns), v, self.window)  # (B, T, H, D)
         hidden = hidden + F.linear(attended.flatten(-2), weight["attention.wo"])
         x = self._norm(hidden, weight["ffn_norm"])
         x = F.silu(F.linear(x, weight["feed_forward.w1"])) * F.linear(x, weight["feed_forward.w3"])  # (B, T, F)
@@ -150,6 +154,11 @@ class MetaModel:
         between = (1 - smooth) * plain / self.factor + smooth * plain
         slowed = torch.where(waves > _FIRST_LENGTH / _LOW, plain / self.factor, between)
         return torch.where(waves < _FIRST_LENGTH / _HIGH, plain, slowed)
+
+    def _unsaid_theta(self, assumed: Mapping[str, float | str]) -> float:
+        """Meta's code takes 1e4; of Mistral's files only those with a window, v0.1's, are known to mean that."""
+        known = "hidden_dim" not in self.params or self.window
+        return 1e4 if known else float(assumed.get("rope theta", 1e4))
 
     def _factor(self, assumed: Mapping[str, float | str]) -> float:
         """The rope scaling's factor, 0 without: 8 in Meta's code for Llama 3.1, not said for 3.2's small models."""
@@ -216,17 +225,21 @@ def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(pairs * turns).flatten(-2)  # (B, T, H, D)
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal attention with grouped queries, written out: q (B, T, H, D), k and v (B, T, K, D)."""
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    """Causal attention with grouped queries, written out: q (B, T, H, D), k and v (B, T, K, D).
+
+    window: a token sees itself and the window - 1 before it; 0: all before it.
+    """
     group = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)  # (B, T, H, D)
     scores = torch.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    return torch.einsum("bhts,bshd->bthd", scores.masked_fill(future, float("-inf")).softmax(-1), v)
+    every = torch.ones(scores.shape[-2:], dtype=torch.bool)
+    unseen = every.triu(1) | every.tril(-window) if window else every.triu(1)
+    return torch.einsum("bhts,bshd->bthd", scores.masked_fill(unseen, float("-inf")).softmax(-1), v)
 
 
 def _params(path: Path) -> dict[str, Any]:
-    params = json.loads(path.read_text())
+    params = {key: value for key, value in json.loads(path.read_text()).items() if value is not None}
     if unknown := sorted(set(params) - _PARAMS):
         raise UserError(f"{path}: keys that the reference forward does not know: {', '.join(unknown)}")
     return params
@@ -234,6 +247,8 @@ def _params(path: Path) -> dict[str, Any]:
 
 def _open(path: Path) -> dict[str, torch.Tensor]:
     """One shard, mapped into memory, nothing but tensors unpickled."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
