@@ -1,34 +1,27 @@
-"""`llmpipe export` against transformers, and the last check firing."""
+"""`llmpipe export` against transformers and Meta's names, its model card, what its command refuses."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
-from llmpipe.checkpoint.convert import shard
+from llmpipe.checkpoint.convert import Target, shard
+from llmpipe.cli import group
 from llmpipe.errors import UserError
-from llmpipe.export import check
-from llmpipe.export import export as exporter
 from llmpipe.export.export import export
 from llmpipe.layout import Stages
 from tiny_llama import make_checkpoint
 
 
-@pytest.fixture
-def run(checkpoint: Path, tmp_path: Path) -> Path:
-    """A finished run's folder, which trained nothing."""
-    shard(checkpoint, tmp_path / "run" / "weights", 2, Stages(2))
-    record = {
-        "name": "my_run", "steps": 7, "tokens": 1234567, "split": [8, 1, 1], "recipe": {"lr": 0.5},
-        "data": [{"prefix": "corpora/text", "weight": 1.0, "digest": "abc"}],
-        "model": {"path": "models/m/tp2-pp2", "checkpoint_digest": "0123"},
-    }  # fmt: skip
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    return tmp_path / "run"
+def values(directory: Path) -> dict[str, float]:
+    """What check.json says was measured."""
+    rows = json.loads((directory / "check.json").read_text())["checks"]
+    assert all(row["verdict"] == "pass" for row in rows)
+    return {row["name"]: row["value"] for row in rows}
 
 
 def test_transformers_gets_the_weights_and_the_tokenizer(run: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -40,10 +33,28 @@ def test_transformers_gets_the_weights_and_the_tokenizer(run: Path, checkpoint: 
     assert AutoTokenizer.from_pretrained(out).encode("Hello world")[0] == 1
     found = manifest.check(out)
     assert found.kind == "export" and found.source["digest"] == manifest.read(run / "weights").digest
-    numbers = json.loads((out / "check.json").read_text())
-    assert numbers["tensors"]["bit_equal"] == 21 and numbers["processes"] == {"tp": 2, "pp": 2}
-    assert 0 < numbers["logits"]["max_abs_difference_at_most"] < numbers["logits"]["limit"]
-    assert len(numbers["greedy"]["texts"]) == 4 and numbers["greedy"]["texts"][0].startswith("Hello world")
+    assert found.source["run"] == "my_run" and found.source["format"] == {"to": "hf"}
+    measured = values(out)
+    assert measured["largest logit difference"] <= 1e-5 and measured["prompts continued differently"] == 0
+    texts = json.loads((out / "check.json").read_text())["texts"]
+    assert len(texts) == 4 and texts[0].startswith("Hello world")
+
+
+def test_meta_gets_the_weights_in_its_own_order(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """wq's rows: of each head, the first of one half, the first of the other, the second ... (rotary on neighbours)."""
+    out = tmp_path / "out"
+    export(run, out, Target("meta", tp=2))
+    theirs = dict(LlamaForCausalLM.from_pretrained(checkpoint).named_parameters())
+    shards = [torch.load(out / f"consolidated.0{rank}.pth", weights_only=True) for rank in range(2)]
+    query = torch.cat([shard["layers.1.attention.wq.weight"] for shard in shards])
+    halves = theirs["model.layers.1.self_attn.q_proj.weight"].view(4, 2, 4, 32)  # heads, halves, pairs, columns
+    assert torch.equal(query, halves.transpose(1, 2).reshape(32, 32))
+    down = torch.cat([shard["layers.0.feed_forward.w2.weight"] for shard in shards], 1)
+    assert torch.equal(down, theirs["model.layers.0.mlp.down_proj.weight"])
+    params = json.loads((out / "params.json").read_text())
+    assert (params["dim"], params["n_layers"], params["n_kv_heads"], params["vocab_size"]) == (32, 2, 2, 384)
+    assert manifest.check(out).source["format"] == {"to": "meta", "tp": 2}
+    assert (out / "tokenizer.model").read_bytes() == (checkpoint / "tokenizer.model").read_bytes()
 
 
 def test_exporting_twice_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
@@ -58,8 +69,17 @@ def test_model_card(run: Path, tmp_path: Path) -> None:
     assert card.startswith("---\nlibrary_name: transformers\n")
     for text in ("# my_run", "Trained from models/m/tp2-pp2 for 7 steps, 1,234,567 tokens", "| text | 1 | abc |",
                  "| lr | 0.5 |", "## Evaluation\n\n| perplexity | 8.0 |", manifest.read(run / "weights").digest,
-                 "| checkpoint trained from | 0123 |"):  # fmt: skip
+                 "| checkpoint trained from | 0123 |", "AutoModelForCausalLM.from_pretrained("):  # fmt: skip
         assert text in card
+    assert str(tmp_path) not in card
+
+
+def test_a_checkpoints_card_says_where_it_is_from(checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "out", Target("easylm"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\npipeline_tag") and "library_name" not in card  # no library of the hub's reads it
+    assert f"| weights | {checkpoint} |" in card and "## Training" not in card
+    assert "--load_checkpoint='params::PATH_OF_THIS_DIRECTORY/streaming_params'" in card
 
 
 def test_the_stored_type_is_what_config_says(tmp_path: Path) -> None:
@@ -72,94 +92,32 @@ def test_the_stored_type_is_what_config_says(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
 
 
-def damage(monkeypatch: pytest.MonkeyPatch, change) -> None:
-    """Let a change be made to the written weights before the check."""
-    write = exporter.hf.write
-
-    def written(mover, directory, dtype):
-        hashes = write(mover, directory, dtype)
-        file = directory / "model.safetensors"
-        tensors = load_file(file)
-        change(tensors, directory)
-        save_file(tensors, file, {"format": "pt"})
-        return hashes
-
-    monkeypatch.setattr(exporter.hf, "write", written)
-
-
-def test_a_changed_bit_is_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flip(tensors: dict[str, torch.Tensor], _: Path) -> None:
-        tensors["model.layers.1.mlp.down_proj.weight"].view(torch.int32)[3, 5] ^= 1
-
-    damage(monkeypatch, flip)
-    with pytest.raises(
-        UserError,
-        match=r"the round trip differs: layers\.1\.mlp\.down\.weight is not that of .*run/weights; nothing was",
-    ):
-        export(run, tmp_path / "out")
-    assert not list(tmp_path.glob("*out*"))
-
-
-def test_other_logits_are_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tensors are right but config.json is not: only running the model can tell."""
-
-    def theta(_: object, directory: Path) -> None:
-        config = json.loads((directory / "config.json").read_text())
-        config["rope_parameters"]["rope_theta"] = 2e4
-        (directory / "config.json").write_text(json.dumps(config))
-
-    damage(monkeypatch, theta)
-    with pytest.raises(
-        UserError, match=r"logits on the export differ from the trained model's by up to .* of the largest logit"
-    ):
-        export(run, tmp_path / "out")
-    assert not list(tmp_path.glob("*out*"))
-
-
-def test_too_little_memory_is_told_before_anything_is_written(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llmpipe.export.check.available_bytes", lambda: 1000)
-    with pytest.raises(UserError, match=r"in fp32 and needs .* GiB of memory, 9\.31e-07 GiB are free: export on a"):
-        export(run, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_another_tokenizer_is_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lowercase(_: object, directory: Path) -> None:
-        path = directory / "tokenizer.json"
-        tokenizer = json.loads(path.read_text())
-        tokenizer["normalizer"]["normalizers"].append({"type": "Lowercase"})
-        path.write_text(json.dumps(tokenizer))
-
-    damage(monkeypatch, lowercase)
-    with pytest.raises(
-        UserError, match=r"transformers' tokenizer of the export gives .* for 'Hello world', SentencePiece"
-    ):
-        export(run, tmp_path / "out")
-
-
-def answers(tokens: list[int], top: float) -> check.Answers:
-    """Four prompts continued by `tokens`; the second step's logits are 1 for token 0 and `top` for token 1."""
-    import numpy as np
-
-    logits = np.array([[0.0, 1.0, 0.0], [1.0, top, 0.0]])
-    return check.Answers(np.zeros(1), [tokens] * 4, [logits] * 4)
-
-
-def test_greedy_text_that_parts_is_refused_unless_it_was_a_tie() -> None:
-    ours = answers([1, 0], top=0.5)
-    assert check.check_greedy(ours, answers([1, 0], 0.0)) == 0
-    with pytest.raises(UserError) as raised:
-        check.check_greedy(ours, answers([1, 1], 0.0))
-    assert str(raised.value) == (
-        "transformers on the export continues 'Hello world' with token 1 at step 2, the trained model with 0,"
-        " 0.5 above it; nothing was exported"
-    )
-    assert check.check_greedy(answers([1, 0], top=0.99999), answers([1, 1], 0.0)) == 4
+def test_a_cast(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(run, out, Target(dtype=torch.bfloat16))
+    theirs, expected = AutoModelForCausalLM.from_pretrained(out), LlamaForCausalLM.from_pretrained(checkpoint)
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(theirs.get_parameter(name), parameter.to(torch.bfloat16)), name
+    assert manifest.check(out).source["format"] == {"to": "hf", "dtype": "bfloat16"}
 
 
 def test_an_unfinished_run(run: Path, tmp_path: Path) -> None:
     (run / "run.json").unlink()
     with pytest.raises(UserError, match=r"has no run\.json: this run is not finished; run finetune to its end first"):
         export(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--to easylm --tp 2", "--to easylm is not split: leave out --tp, or split the checkpoint with llmpipe shard"),
+        ("--to meta --pp 2", "--to meta has no pipeline stages: leave out --pp, --vp and --pp-layers"),
+        ("--dialect epf", "--dialect epf is one of --to megatron, not of --to hf: name the format, or leave it out"),
+        ("--to meta --tp 3", "--tp 3: Meta's files share 2 KV heads"),
+        ("--to megatron --dialect ali", "alibaba's Megatron-LLaMA has no 2 KV heads for 4 query heads"),
+    ],
+)
+def test_options_that_do_not_fit_the_format(run: Path, tmp_path: Path, options: str, told: str) -> None:
+    done = CliRunner().invoke(group, ["export", str(run), "--output", str(tmp_path / "out"), *options.split()])
+    assert isinstance(done.exception, UserError) and told in str(done.exception)
+    assert not (tmp_path / "out").exists()

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import llmpipe
+from llmpipe.export.usage_text import Usage
 from llmpipe.families import Shape
 
 
-def model_card(name: str, shape: Shape, weights: dict[str, Any], run: dict[str, Any], table: str) -> str:
-    """What the model is, what it was trained from and on, how it measures; `run` is empty for a plain checkpoint."""
-    parts = [FRONT.format(name=name), shape_section(shape)]
+def model_card(name: str, shape: Shape, weights: dict[str, Any], run: dict[str, Any], table: str, usage: Usage) -> str:
+    """What the model is, how it is read, what it was trained from and on, how it measures.
+
+    `run` is empty for a plain checkpoint.
+    """
+    parts = [front(usage), f"# {name}\n", usage.markdown(), shape_section(shape, usage)]
     if run:
         parts.append(training_section(run))
     if table:
@@ -18,29 +22,18 @@ def model_card(name: str, shape: Shape, weights: dict[str, Any], run: dict[str, 
     return "\n".join(parts)
 
 
-FRONT = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- llmpipe
----
-
-# {name}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_DIRECTORY")
-tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_DIRECTORY")
-```
-"""
+def front(usage: Usage) -> str:
+    """What the hub reads of a card; it knows transformers' format alone."""
+    library = "library_name: transformers\n" if usage.system == "transformers" else ""
+    return f"---\n{library}pipeline_tag: text-generation\ntags:\n- llmpipe\n---\n"
 
 
-def shape_section(shape: Shape) -> str:
+def shape_section(shape: Shape, usage: Usage) -> str:
+    """The model's sizes."""
     return (
         "## Model\n\n"
         f"{shape.family}, {shape.num_layers} layers, hidden size {shape.hidden}, {shape.num_heads} query and"
-        f" {shape.num_kv_heads} KV heads, {shape.vocab} tokens, {shape.max_positions} positions.\n"
+        f" {shape.num_kv_heads} KV heads, {shape.vocab} tokens, {shape.max_positions} positions; {usage.format}.\n"
     )
 
 
@@ -63,7 +56,8 @@ def training_section(run: dict[str, Any]) -> str:
 def provenance_section(weights: dict[str, Any], run: dict[str, Any]) -> str:
     """The hashes that lead back to the source."""
     lines = [
-        ("weights", weights.get("digest")),
+        ("weights", None if run else weights.get("path")),
+        ("SHA-256 of the weights", weights.get("digest")),
         ("checkpoint trained from", (run.get("model") or {}).get("checkpoint_digest")),
         ("run", run.get("name")),
         ("llmpipe", llmpipe.__version__),
@@ -72,8 +66,8 @@ def provenance_section(weights: dict[str, Any], run: dict[str, Any]) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in lines if value)
     return (
         f"## Provenance\n\n| | |\n|---|---|\n{rows}\n\n"
-        "`manifest.json` has the SHA-256 of every file, `check.json` the comparison of this directory, loaded by"
-        " transformers, with the trained model in its own processes.\n"
+        "`manifest.json` has the SHA-256 of every file, `check.json` the comparison of this directory, read back, with"
+        " the trained model.\n"
     )
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from llmpipe.errors import UserError
-from llmpipe.verify.hf_files import WeightFiles
+from llmpipe.verify.hf_files import WeightFiles, read_config
 
 # Where a transformers model keeps its embedding, layers and last norm, by the name of its inner model.
 _PLACES = {"model": ("embed_tokens", "layers", "norm"), "transformer": ("word_embeddings", "h", "ln_f")}
@@ -21,20 +21,14 @@ _FUSED = "query_key_value"
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "falcon")
 
 
-class HfModel:
-    """A Hugging Face directory as a model that runs block by block in fp32; only one block is in memory at a time."""
+class HfSettings:
+    """What config.json says, as transformers reads it; no weights are needed."""
 
-    kind = "Hugging Face"
-
-    def __init__(self, path: Path, rounded_to: torch.dtype | None = None):
-        """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use."""
-        self.path, self.rounded_to = path, rounded_to
+    def __init__(self, path: Path):
+        self.path = path
         self.config, self.model = _empty_model(path)
         self.prefix: str = self.model.base_model_prefix
-        self.inner = getattr(self.model, self.prefix)
-        self._embedding, self._layers, self._norm = _PLACES[self.prefix]
         self.num_layers: int = self.config.num_hidden_layers
-        self.files = WeightFiles(path)
 
     @property
     def max_positions(self) -> int:
@@ -46,36 +40,6 @@ class HfModel:
         rope = self.config.rope_parameters
         original = rope.get("original_max_position_embeddings", self.max_positions)
         return max(self.max_positions, int(rope.get("factor", 1) * original))
-
-    def names(self) -> list[str]:
-        """Every tensor in the files, in the order of the flow, Falcon's fused q, k and v in three.
-
-        Left out: frequencies that old files carry, which follow from theta, and a head that is the embedding.
-        """
-        found = sorted((name for name in self.files.names() if not self._follows(name)), key=_place)
-        return [part for name in found for part in ([f"{name}:{w}" for w in "qkv"] if _FUSED in name else [name])]
-
-    def _follows(self, name: str) -> bool:
-        return name.endswith("inv_freq") or (name == "lm_head.weight" and self.config.tie_word_embeddings)
-
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor in its stored type; UserError if no file has it."""
-        name, _, part = name.partition(":")
-        whole = self.files.read(name)
-        if not part:
-            return whole
-        each = self.config.num_attention_heads // self.kv_heads
-        heads = whole.view(self.kv_heads, each + 2, -1, whole.shape[1])  # (K, H/K + 2, D, C): queries, then K, then V
-        rows = {"q": heads[:, :each], "k": heads[:, each], "v": heads[:, each + 1]}[part]
-        return rows.reshape(-1, whole.shape[1])
-
-    def dtype(self, name: str) -> torch.dtype:
-        """A tensor's stored type; nothing is read."""
-        return self.files.dtype(name.partition(":")[0])
-
-    def num_elements(self) -> int:
-        """Of all tensors together; nothing is read."""
-        return sum(math.prod(self.files.shape(name)) for name in self.files.names())
 
     def hyper_parameters(self) -> dict[str, float | str]:
         """What shapes the arithmetic, as transformers reads config.json."""
@@ -116,6 +80,50 @@ class HfModel:
         if kinds:
             return self.config.sliding_window if kinds[layer] == "sliding_attention" else None
         return getattr(self.config, "sliding_window", None)
+
+
+class HfModel(HfSettings):
+    """A Hugging Face directory as a model that runs block by block in fp32; only one block is in memory at a time."""
+
+    kind = "Hugging Face"
+
+    def __init__(self, path: Path, rounded_to: torch.dtype | None = None):
+        """`rounded_to`: the other side stores its weights in this type, so ours are rounded to it before use."""
+        super().__init__(path)
+        self.rounded_to = rounded_to
+        self.inner = getattr(self.model, self.prefix)
+        self._embedding, self._layers, self._norm = _PLACES[self.prefix]
+        self.files = WeightFiles(path)
+
+    def names(self) -> list[str]:
+        """Every tensor in the files, in the order of the flow, Falcon's fused q, k and v in three.
+
+        Left out: frequencies that old files carry, which follow from theta, and a head that is the embedding.
+        """
+        found = sorted((name for name in self.files.names() if not self._follows(name)), key=_place)
+        return [part for name in found for part in ([f"{name}:{w}" for w in "qkv"] if _FUSED in name else [name])]
+
+    def _follows(self, name: str) -> bool:
+        return name.endswith("inv_freq") or (name == "lm_head.weight" and self.config.tie_word_embeddings)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor in its stored type; UserError if no file has it."""
+        name, _, part = name.partition(":")
+        whole = self.files.read(name)
+        if not part:
+            return whole
+        each = self.config.num_attention_heads // self.kv_heads
+        heads = whole.view(self.kv_heads, each + 2, -1, whole.shape[1])  # (K, H/K + 2, D, C): queries, then K, then V
+        rows = {"q": heads[:, :each], "k": heads[:, each], "v": heads[:, each + 1]}[part]
+        return rows.reshape(-1, whole.shape[1])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's stored type; nothing is read."""
+        return self.files.dtype(name.partition(":")[0])
+
+    def num_elements(self) -> int:
+        """Of all tensors together; nothing is read."""
+        return sum(math.prod(self.files.shape(name)) for name in self.files.names())
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) to hidden states (B, T, C)."""
@@ -173,7 +181,7 @@ def rope_settings(rope: dict[str, Any]) -> dict[str, float | str]:
 def _empty_model(path: Path) -> tuple[Any, Any]:
     """What config.json describes, by transformers, without memory for weights."""
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = read_config(path)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
