@@ -1,6 +1,7 @@
 # make demo   a tiny Llama from Meta weights to an exported model, on the CPU
 # make test   the test suite
 # make lint   the linters
+# make sanitize   the compiled helpers' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # Each sets itself up first, in .venv. Useful variables:
 #   make demo PYTHON=python3.12              another Python, 3.11 or later
 #   make demo TORCH=path/to/torch-cpu.whl    another torch: a wheel, or a requirement as torch==2.13.0
@@ -11,7 +12,7 @@ CORES ?= all
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint setup
+.PHONY: demo test lint sanitize setup
 
 BIN := $(CURDIR)/.venv/bin
 # Threads that wait give their core away: on a busy machine spinning makes small models several times slower.
@@ -62,6 +63,9 @@ lint: $(LINTERS)
 	$(BIN)/snakefmt --check workflow demo
 	$(BIN)/python .ci/lint_workflow.py .
 	$(BIN)/python .ci/lint_workflow.py demo
+
+sanitize: $(INSTALLED)
+	.ci/sanitize
 
 # The lock keeps a second `make demo` waiting. Who has it may clear Snakemake's own lock, which a killed Snakemake leaves;
 # --rerun-incomplete makes again what it left half made.
