@@ -12,14 +12,18 @@ from llmpipe.progress import Progress
 CARRIED = (
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
 )
+TEMPLATES = "additional_chat_templates"
+"""A folder of chat templates beyond the first, NAME.jinja each, as transformers saves them."""
 _LICENCES = ("LICENSE", "LICENCE", "USE_POLICY", "NOTICE")
 _POINTER = b"version https://git-lfs"
 _FICLONE = 0x40049409  # linux/fs.h
@@ -27,12 +31,14 @@ _FICLONE = 0x40049409  # linux/fs.h
 
 def goes_along(name: str) -> bool:
     """Whether a file goes along with a model's weights wherever these go; config.json is a matter of the formats."""
-    return name in CARRIED or name.startswith(_LICENCES)
+    folder, _, file = name.rpartition("/")
+    return name in CARRIED or name.startswith(_LICENCES) or (folder == TEMPLATES and file.endswith(".jinja"))
 
 
 def names(directory: Path) -> list[str]:
-    """The files of a model's directory that go along with its weights."""
-    return sorted(path.name for path in directory.iterdir() if path.is_file() and goes_along(path.name))
+    """The files of a model's directory that go along with its weights, relative to it."""
+    files = (path for path in (*directory.iterdir(), *directory.glob(f"{TEMPLATES}/*")) if path.is_file())
+    return sorted(name for name in (str(path.relative_to(directory)) for path in files) if goes_along(name))
 
 
 def carried_files(source: Path, directory: Path) -> dict[str, str]:
@@ -50,6 +56,7 @@ def check_pulled(path: Path) -> None:
 def copy_hashed(source: Path, target: Path, shown: Progress | None = None) -> str:
     """Copy a file, as a reflink where the file system can; returns its SHA-256."""
     check_pulled(source)
+    target.parent.mkdir(exist_ok=True)
     digest = hashlib.sha256()
     with source.open("rb") as read, target.open("wb") as write:
         cloned = _reflink(read.fileno(), write.fileno())

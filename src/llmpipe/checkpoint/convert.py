@@ -88,7 +88,7 @@ def write(mover: Mover, directory: Path, target: Target) -> dict[str, str | None
     if target.to == "meta":
         return meta_write.write(mover, directory, target.tp, target.dtype)
     if target.to == "megatron":
-        hashes: dict[str, str | None] = {**carried.carried_files(mover.source.path, directory)}
+        hashes: dict[str, str | None] = {**tokenizer_files.carry(mover.source.path, directory)}
         dialect = named(target.dialect)
         return hashes | megatron.write(mover, directory, dialect, target.tp, target.stages, target.dtype)
     if target.to == "easylm":

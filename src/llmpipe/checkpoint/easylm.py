@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from llmpipe.checkpoint import tokenizer_files
 from llmpipe.checkpoint.blocks import FileSource
-from llmpipe.checkpoint.carried import carried_files
 from llmpipe.checkpoint.containers.msgpack_file import MsgpackFile, StoredArray, read_msgpack
 from llmpipe.checkpoint.containers.msgpack_write import record_heads
 from llmpipe.checkpoint.easylm_files import (
@@ -187,7 +187,7 @@ def write(mover: Mover, directory: Path, dtype: torch.dtype | None = None) -> di
     `dtype` None keeps each tensor's stored type. Returns the files' SHA-256. UserError for what EasyLM cannot hold.
     """
     segments = streaming_file(mover.source, dtype)
-    hashes: dict[str, str | None] = {**carried_files(mover.source.path, directory)}
+    hashes: dict[str, str | None] = {**tokenizer_files.carry(mover.source.path, directory)}
     (directory / METADATA).write_bytes(metadata_bytes(mover.source.shape))
     hashes[METADATA] = sha256(directory / METADATA)
     total = sum(len(part) if isinstance(part, bytes) else part.bytes for part in segments)

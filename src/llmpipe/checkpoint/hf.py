@@ -10,7 +10,7 @@ import torch
 
 from llmpipe.checkpoint import tokenizer_files
 from llmpipe.checkpoint.blocks import FileSource, same_bytes
-from llmpipe.checkpoint.carried import carried_files, copy_hashed
+from llmpipe.checkpoint.carried import copy_hashed
 from llmpipe.checkpoint.containers import safetensors_file
 from llmpipe.checkpoint.hf_weights import read_tensors, weight_files
 from llmpipe.checkpoint.layouts import Stored, blocks_of, hf_layout
@@ -69,8 +69,7 @@ def write(mover: Mover, directory: Path, dtype: torch.dtype | None = None) -> di
     `dtype` None keeps each tensor's stored type. A source that already is such a directory is copied.
     """
     source = mover.source
-    hashes: dict[str, str | None] = {**carried_files(source.path, directory)}
-    hashes |= tokenizer_files.complete(source, directory)
+    hashes: dict[str, str | None] = {**tokenizer_files.complete(source, directory)}
     same = all(dtype in (None, source.dtype(key)) for key in source.keys())  # noqa: SIM118
     copied = isinstance(source, HfSource) and source.is_checkpoint and same
     _write_config(source, directory, dtype, copied)

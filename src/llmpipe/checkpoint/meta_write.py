@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from llmpipe.checkpoint import meta_params
-from llmpipe.checkpoint.carried import carried_files
+from llmpipe.checkpoint import meta_params, tokenizer_files
 from llmpipe.checkpoint.layouts import Stored, clip_rows, head_rows, piece
 from llmpipe.checkpoint.mover import Filled, Mover
 from llmpipe.checkpoint.source import Slices, TensorSource, sizes_of
@@ -51,7 +50,7 @@ def write(
     params = meta_params.to_params(shape, by_rows)
     check_split(shape, tp)
     write_json(directory / "params.json", params)
-    hashes: dict[str, str | None] = {**carried_files(mover.source.path, directory)}
+    hashes: dict[str, str | None] = {**tokenizer_files.carry(mover.source.path, directory)}
     hashes["params.json"] = sha256(directory / "params.json")
     files = targets(mover.source, tp, dtype, by_rows)
     trees = {name: {filled.stored.name: filled for filled in tensors} for name, tensors in files.items()}

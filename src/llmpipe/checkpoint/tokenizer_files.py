@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from llmpipe.checkpoint import tiktoken_file
-from llmpipe.checkpoint.carried import copy_hashed
+from llmpipe.checkpoint.carried import carried_files, copy_hashed
 from llmpipe.checkpoint.sentencepiece_model import SPACE, build, config, load, read_spec
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.data.tokenizers.ranks import SPECIAL, is_tiktoken, read_ranks
@@ -24,7 +24,10 @@ from llmpipe.files import sha256, write_json
 log = logging.getLogger(__name__)
 
 MODEL, JSON, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
-FILES = (MODEL, JSON, CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+FILES = (
+    MODEL, JSON, CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja", "tekken.json",
+)  # fmt: skip
 PROBES = (
     "Hello world",
     " leading and trailing ",
@@ -94,13 +97,25 @@ def _made(source: TensorSource, model: Path) -> tuple[Tokenizer, dict[str, Any],
     return build(truth, model), config(truth, source.shape.max_positions), truth.encode
 
 
-def complete(source: TensorSource, directory: Path) -> dict[str, str]:
-    """Add what a checkpoint's tokenizer lacks to the files already carried; returns the SHA-256 of what was added."""
-    place = folder(source.path)
+def carry(path: Path, directory: Path) -> dict[str, str]:
+    """Copy what goes along with a source's weights, its tokenizer from the folder above too; returns the SHA-256."""
+    place, hashes = folder(path), carried_files(path, directory)
     if place is None:
-        log.warning("%s has no tokenizer.model and no tokenizer.json: the checkpoint has no tokenizer", source.path)
-        return {}
-    hashes = _carry(place, directory) if place != source.path else {}
+        others = sorted(file.name for file in path.glob(f"{MODEL}.*"))
+        hint = f"; if {others[-1]} is it, copy it to {MODEL} there" if others else ""
+        log.warning("%s has no %s and no %s: the checkpoint has no tokenizer%s", path, MODEL, JSON, hint)
+    elif place != path:
+        log.info("the tokenizer of %s is taken", place)
+        above = [name for name in FILES if (place / name).is_file()]
+        hashes |= {name: copy_hashed(place / name, directory / name) for name in above}
+    return hashes
+
+
+def complete(source: TensorSource, directory: Path) -> dict[str, str]:
+    """Carry the tokenizer's and other files, and add what a checkpoint's tokenizer lacks; returns their SHA-256."""
+    place, hashes = folder(source.path), carry(source.path, directory)
+    if place is None:
+        return hashes
     given, settings = (from_file(place / JSON) if (place / JSON).is_file() else None), dict[str, Any]()
     if given:
         check_vocabulary(source, place / JSON, given.get_vocab_size())
@@ -129,12 +144,6 @@ def _hold_against(encode: Callable[[str], list[int]], tokenizer: Tokenizer, mode
             "%s; its pieces share scores, as in vocabularies that were extended, and no tokenizer.json can say that:"
             " transformers has other ids for some texts than llmpipe, which asks tokenizer.model", error,
         )  # fmt: skip
-
-
-def _carry(place: Path, directory: Path) -> dict[str, str]:
-    """Copy the tokenizer's files of another folder than the weights'."""
-    log.info("the tokenizer of %s is taken", place)
-    return {name: copy_hashed(place / name, directory / name) for name in FILES if (place / name).is_file()}
 
 
 def check_vocabulary(source: TensorSource, file: Path, size: int) -> None:
