@@ -47,8 +47,20 @@ class Tokenizer(ABC):
 
     @cached_property
     def add_bos(self) -> bool:
-        """Whether documents start with BOS unless told otherwise."""
-        return beside.adds_bos(self.path.parent, self.bos_id)
+        """Whether documents start with BOS unless told otherwise.
+
+        add_bos_token of tokenizer_config.json says it; without it, what tokenizer.json adds to a text; else no.
+        """
+        told = beside.read(self.path.with_name(beside.CONFIG)).get("add_bos_token")
+        return self.bos_id >= 0 and self._json_adds_bos() if told is None else bool(told)
+
+    def _json_adds_bos(self) -> bool:
+        path = self.path.with_name(beside.JSON)
+        if not path.is_file():
+            return False
+        from llmpipe.data.tokenizers.huggingface import load  # here, because few tokenizers need it
+
+        return load(path).encode("").ids[:1] == [self.bos_id]
 
     @cached_property
     def files(self) -> dict[str, str]:

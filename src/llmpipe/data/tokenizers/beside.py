@@ -35,30 +35,24 @@ def added_tokens(folder: Path) -> dict[str, int]:
 
 
 def special_names(folder: Path) -> list[str]:
-    """The tokens that tokenizer_config.json and special_tokens_map.json call special."""
+    """The tokens that tokenizer_config.json and special_tokens_map.json call special; padding may be any token."""
     config = read(folder / CONFIG)
     decoder = config.get("added_tokens_decoder") or {}
     found = [token["content"] for token in decoder.values() if token.get("special")]
     for settings in (config, read(folder / MAP)):
-        found += [name for key, value in settings.items() if key.endswith("_token") and (name := _name(value))]
         more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
-        found += [name for value in (more.values() if isinstance(more, dict) else more) if (name := _name(value))]
+        values = [
+            *(more.values() if isinstance(more, dict) else more),
+            settings.get("bos_token"),
+            settings.get("eos_token"),
+        ]
+        found += [name for name in map(_name, values) if name]
     return list(dict.fromkeys(found))
 
 
 def mark(folder: Path, role: str) -> str | None:
     """The name of the `bos` or `eos` token that the files of a folder state."""
     return next((name for file in (CONFIG, MAP) if (name := _name(read(folder / file).get(f"{role}_token")))), None)
-
-
-def adds_bos(folder: Path, bos_id: int) -> bool:
-    """add_bos_token of tokenizer_config.json; without it, whether tokenizer.json's post-processor adds BOS; else no."""
-    told = read(folder / CONFIG).get("add_bos_token")
-    if told is not None or not (folder / JSON).is_file():
-        return bool(told)
-    from llmpipe.data.tokenizers.huggingface import load
-
-    return bos_id >= 0 and load(folder / JSON).encode("").ids[:1] == [bos_id]
 
 
 def _name(value: Any) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import AddedToken
 
 from llmpipe.data.tokenizers import beside
 from llmpipe.data.tokenizers.base import Tokenizer
@@ -22,13 +23,17 @@ class HuggingFace(Tokenizer):
 
     def __init__(self, path: Path):
         self.model = load(path)
-        names = [name for name in beside.special_names(path.parent) if self.model.token_to_id(name) is not None]
-        self.model.add_special_tokens([name for name in names if name])
+        self._name_special(path.parent)
         decoder = self.model.get_added_tokens_decoder()
         special = {token.content: number for number, token in decoder.items() if token.special}
         bos, eos = (special.get(beside.mark(path.parent, role) or "", -1) for role in ("bos", "eos"))
         self._encoder = _without(self.model, special)
         super().__init__(path, 1 + max(self.model.get_vocab().values(), default=-1), special, bos, eos)
+
+    def _name_special(self, folder: Path) -> None:
+        """What the files beside call special is special; tokenizer.json may not say it."""
+        names = [name for name in beside.special_names(folder) if self.model.token_to_id(name) is not None]
+        self.model.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
 
     def encode(self, text: str) -> list[int]:
         return self._encoder.encode(text, add_special_tokens=False).ids
@@ -43,6 +48,9 @@ class HuggingFace(Tokenizer):
 
     def _piece_id(self, name: str) -> int | None:
         return self.model.token_to_id(name)
+
+    def _json_adds_bos(self) -> bool:
+        return self.model.encode("").ids[:1] == [self.bos_id]
 
 
 def load(path: Path) -> tokenizers.Tokenizer:
@@ -61,13 +69,11 @@ def load(path: Path) -> tokenizers.Tokenizer:
 def _without(tokenizer: tokenizers.Tokenizer, special: dict[str, int]) -> tokenizers.Tokenizer:
     """The same tokenizer, where no text is a special token.
 
-    The library leaves special tokens' names to its model when asked; where the model has them too, as pieces, they are
-    renamed there.
+    Asked to, the library leaves the names of special tokens in a text to its model. Where the model has them as pieces
+    too, they are renamed there.
     """
     if any(tokenizer.model.token_to_id(name) is not None for name in special):
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_renamed(json.loads(tokenizer.to_str()), special)))
-    else:
-        tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     tokenizer.encode_special_tokens = True
     return tokenizer
 
