@@ -6,6 +6,7 @@ the merged fp32 model are those of PEFT's unmerged one to 2e-6. Where embedding 
 one's update to the other; its unmerged model does not, and neither do we.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -161,6 +162,34 @@ def test_a_resized_embedding_saved_twice_stays_tied_and_grows(tmp_path: Path) ->
     assert (config["vocab_size"], config["tie_word_embeddings"]) == (VOCAB + 2, True)
 
 
+def test_weight_tying_that_peft_ensured(tmp_path: Path) -> None:
+    """PEFT 0.21.2 writes the head's tensors beside the embedding's, LoRA factors the other way round."""
+    tensors = base(tmp_path, "llama, tied")
+    embedding, (a, b) = tensors["model.embed_tokens.weight"], (torch.randn(R, VOCAB), torch.randn(32, R))
+    own = torch.randn(VOCAB, 32)
+    whole = {"model.embed_tokens.weight": own, "lm_head.weight": own.clone()}
+    adapter(tmp_path, whole, ensure_weight_tying=True, modules_to_save=["embed_tokens", "model.embed_tokens"])
+    assert torch.equal(merged(tmp_path)["model.embed_tokens.weight"], own)
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"]
+    held = {"model.embed_tokens.lora_embedding_A": a, "model.embed_tokens.lora_embedding_B": b}
+    held |= {"lm_head.lora_A.weight": b.T, "lm_head.lora_B.weight": a.T}
+    held |= {f"{name}.base_layer.weight": embedding.clone() for name in ("model.embed_tokens", "lm_head")}
+    adapter(tmp_path, held, ensure_weight_tying=True, target_modules=["embed_tokens", "model.embed_tokens"])
+    found, expected = merged(tmp_path), embedding.double() + ALPHA / R * (a.double().T @ b.double().T)
+    assert torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
+    assert torch.equal(found["lm_head.weight"], expected.float())
+
+
+def test_the_manifest_finds_the_adapter_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter(tmp_path, factors(base(tmp_path), Q))
+    monkeypatch.chdir(tmp_path)
+    convert(Path("base"), Path("out"), changes=Changes(Path("adapter")))
+    told = manifest.check(tmp_path / "out").source["adapter"]
+    assert told["path"] == str(tmp_path / "adapter")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert told["files"][name] == hashlib.sha256((tmp_path / "adapter" / name).read_bytes()).hexdigest()
+
+
 def test_bin_casts_other_formats_and_the_manifest(tmp_path: Path) -> None:
     tensors = base(tmp_path)
     held = factors(tensors, Q)
@@ -181,6 +210,8 @@ REFUSED = [
     ({"peft_type": "IA3"}, {}, "peft_type is 'IA3', expected 'LORA'"),
     ({"init_lora_weights": "pissa"}, {}, "init_lora_weights is 'pissa', which also changed the weights"),
     ({"layer_replication": [[0, 2]]}, {}, "llmpipe does not merge layer_replication: [[0, 2]]"),
+    ({"trainable_token_indices": [3, 5]}, {}, "llmpipe does not merge trainable_token_indices: [3, 5]: merge it with"),
+    ({}, {"model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 32)}, "1 tensors belong to nothing"),
     ({"r": 0}, {}, "r is 0, expected a number above 0"),
     ({"r": 4}, {}, f"{Q} has factors of [32, 3] and [3, 32], but adapter_config.json says rank 4"),
     ({"use_dora": True}, {}, f"says use_dora, but {Q} has no magnitudes"),

@@ -16,12 +16,13 @@ CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
 # What changes nothing in a merge: it chose the modules, the start or the training. fan_in_fan_out is of Conv1D alone,
-# which no family here has; PEFT itself sets it to false for nn.Linear.
+# which no family here has; PEFT itself sets it to false for nn.Linear. With ensure_weight_tying the head's tensors are
+# there beside the embedding's, and equal.
 _NEUTRAL = frozenset((
-    "arrow_config", "auto_mapping", "base_model_name_or_path", "bias", "eva_config", "exclude_modules",
-    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout",
-    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config",
-    "target_modules", "task_type",
+    "arrow_config", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "lora_dropout", "megatron_core", "modules_to_save", "peft_type", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 ))  # fmt: skip
 _READ = frozenset(("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora"))
 # Other starts change the weights that the adapter is to be added to.
@@ -69,7 +70,7 @@ class Adapter:
         """For a manifest."""
         files = {path.name: sha256(path) for path in (self.path / CONFIG, self.file)}
         base = {key: self.config.get(key) for key in ("base_model_name_or_path", "revision")}
-        return {"path": str(self.path), **base, "files": files}
+        return {"path": str(self.path.resolve()), **base, "files": files}
 
 
 def read_adapter(path: Path) -> Adapter:
