@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.changes import Changes
-from llmpipe.checkpoint.convert import convert
+from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.errors import UserError
 from llmpipe.verify.gate import verify
 
@@ -150,3 +150,19 @@ def test_a_grown_vocabulary_is_compared_without_its_new_rows(source: Path, tmp_p
     resigned(out, tensors)
     with pytest.raises(UserError, match=r"rows of added tokens that differ 1 \(limit 0\)"):
         verify(out, source)
+
+
+def test_new_rows_of_a_cast_checkpoint_are_the_mean_of_the_source_s_rows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=61, num_key_value_heads=2, max_position_embeddings=64, **SIZES)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
+    out, old = tmp_path / "out", load_file(tmp_path / "source/model.safetensors")
+    convert(tmp_path / "source", out, Target(dtype=torch.bfloat16))
+    grown(out, 2, "mean")
+    with pytest.raises(UserError, match=r"rows of added tokens that differ 2 \(limit 0\)"):
+        verify(out, tmp_path / "source")  # the mean of rows that were rounded before
+    tensors = load_file(out / "model.safetensors")
+    for name in (EMBED, HEAD):
+        tensors[name][61:] = old[name].double().mean(0).bfloat16()
+    resigned(out, tensors)
+    assert verify(out, tmp_path / "source")["verdict"] == "pass"

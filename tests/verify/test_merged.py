@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from peft_files import KINDS, make_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -14,6 +15,7 @@ from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.changes import Changes
 from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.formats import Told, open_source
+from llmpipe.cli.verify import command
 from llmpipe.errors import UserError
 from llmpipe.files import sha256
 from llmpipe.layout import Stages
@@ -138,9 +140,15 @@ def test_an_adapter_that_is_gone_or_another_is_named(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace('"lora_alpha": 5', '"lora_alpha": 6'))
     with pytest.raises(UserError, match=r"adapter_config.json is not the one that was merged"):
         verify(tmp_path / "out", base)
-    file.unlink()
+    file.write_text(file.read_text().replace('"lora_alpha": 6', '"lora_alpha": 5'))
+    moved = (tmp_path / "adapter").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"adapter_config.json, which was merged into the checkpoint, is not there"):
         verify(tmp_path / "out", base)
+    told = [str(tmp_path / "out"), "--reference", str(base), "--adapter", str(moved)]
+    assert CliRunner().invoke(command, told).exit_code == 0
+    convert(base, tmp_path / "plain")
+    with pytest.raises(UserError, match=r"plain was made without one: leave it out"):
+        verify(tmp_path / "plain", base, adapter=moved)
 
 
 @pytest.mark.parametrize(("settings", "more", "told"), [

@@ -19,8 +19,9 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
     type=click.Path(dir_okay=False, path_type=Path),
     help="The card; .md and .html stand beside it. [default: verify.json beside the directory]",
 )
+@click.option("--adapter", type=DIRECTORY, help="Where the adapter that was merged lies now, if it was moved.")
 @with_log
-def command(subject: Path, reference: Path, output: Path | None) -> None:
+def command(subject: Path, reference: Path, output: Path | None, adapter: Path | None) -> None:
     """Compare a checkpoint with the weights it came from, or rank files with their checkpoint.
 
     Both sides run in fp32, the source through a forward in its own convention; bytes, logits, loss, hyper-parameters
@@ -35,7 +36,7 @@ def command(subject: Path, reference: Path, output: Path | None) -> None:
     from llmpipe.verify.gate import verify
 
     try:
-        verify(subject, reference, output)
+        verify(subject, reference, output, adapter)
     except UserError:
         raise
     except Exception:

@@ -7,6 +7,8 @@ import torch
 
 from llmpipe.verify.card import Check, at_most
 from llmpipe.verify.hf import HfModel
+from llmpipe.verify.inventory import Inventory, layer_number
+from llmpipe.verify.merged import ROUNDING
 from llmpipe.verify.ours import OurModel
 
 _ROWS = 4096
@@ -53,15 +55,26 @@ def vocabulary_tables(model: HfModel) -> list[str]:
     return [name for name in model.names() if name.endswith(tables)]
 
 
-def new_row_check(model: HfModel, rows: int, how: str) -> Check:
-    """The row of the card on the rows of added tokens: the mean of the old ones, or zeros, to the bit."""
+def new_row_check(model: HfModel, source: Inventory, rows: int, how: str) -> Check:
+    """The row of the card on the rows of added tokens: the mean of the source's rows, or zeros, rounded as it is."""
+    tables = [source.read(name) for name in source.names() if layer_number(name) is None]
+    tables = [table for table in tables if table.ndim == 2]  # embedding and head, whatever they are called
     wrong = []
     for name in vocabulary_tables(model):
         whole = model.read(name)
         old, new = whole[:rows], whole[rows:]
-        total = sum((part.double().sum(0) for part in old.split(_ROWS)), torch.zeros(old.shape[1], dtype=torch.float64))
-        expected = (total / rows if how == "mean" else torch.zeros_like(total)).to(whole.dtype)
-        unequal = int((new != expected).any(dim=1).sum())
+        own = next((table for table in tables if torch.equal(table.to(whole.dtype), old)), old)
+        least, most = (bound.to(own.dtype).to(whole.dtype) for bound in _bounds(own, how))
+        unequal = int(((new < least) | (new > most) | new.isnan()).any(dim=1).sum())
         wrong += [f"{name}: {unequal} of {len(new)}"] if unequal else []
     detail = "; ".join(wrong) or f"each is {'the mean of the old rows' if how == 'mean' else 'zeros'}"
     return at_most("rows of added tokens that differ", len(wrong), 0, detail)
+
+
+def _bounds(table: torch.Tensor, how: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the most of a new row in fp64, (C,): the order of the sum may decide where rounding is in doubt."""
+    total = torch.zeros(2, table.shape[1], dtype=torch.float64)  # of the values, and of their sizes
+    for part in table.split(_ROWS) if how == "mean" else ():
+        total += torch.stack((part.double().sum(0), part.double().abs().sum(0)))
+    mean, size = total / len(table)
+    return mean - ROUNDING * size, mean + ROUNDING * size

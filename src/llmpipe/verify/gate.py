@@ -47,17 +47,20 @@ _PLAIN = _Models(MetaModel, MegatronModel, EasyLMModel, HfModel)
 LONGEST = 4096
 
 
-def verify(subject: Path, reference: Path, output: Path | None = None) -> dict[str, Any]:
+def verify(subject: Path, reference: Path, output: Path | None = None, adapter: Path | None = None) -> dict[str, Any]:
     """Compare a checkpoint with its source, or rank files with their checkpoint; write the card; UserError if it fails.
 
-    The error names the first layer or tensor that differs, and the checks that failed.
+    `adapter`: where the one that was merged lies now. The error names the first layer or tensor that differs, and the
+    checks that failed.
     """
     output = output or default_output(subject)
     made = manifest.read(subject)
     checks, first = _intact(subject, reference)
     if not first:
-        compare = rank_file_checks if is_rank_files(subject) else checkpoint_checks
-        checks, first = compare(subject, reference)
+        if is_rank_files(subject):
+            checks, first = rank_file_checks(subject, reference)
+        else:
+            checks, first = checkpoint_checks(subject, reference, adapter)
     described = {"path": str(subject), "kind": made.kind, "digest": made.digest}
     card = make_card(described, _describe(reference), checks, first)
     path = write_card(card, output)
@@ -67,11 +70,11 @@ def verify(subject: Path, reference: Path, output: Path | None = None) -> dict[s
     return card
 
 
-def checkpoint_checks(subject: Path, reference: Path) -> Findings:
+def checkpoint_checks(subject: Path, reference: Path, adapter: Path | None = None) -> Findings:
     """Every check of weights in any format against their source, and the first difference: layer, tensor or setting."""
     if subject.resolve() == reference.resolve():
         raise UserError(f"--reference {reference} is the subject itself: name the weights that it was made from")
-    made_from = manifest.read(subject).source
+    made_from = _made_from(subject, adapter)
     whole, source = _open_both(subject, reference, made_from)
     candidate, grown = _before_growth(whole, source, made_from)
     assumed = candidate.hyper_parameters()
@@ -85,6 +88,16 @@ def checkpoint_checks(subject: Path, reference: Path) -> Findings:
     checks = [*numeric, *inventory, *trip, *hyper, *grown, *padding_checks(candidate), *tokenizer]
     failed = [f"{check.name}: {check.detail}" for check in checks if check.verdict == "fail"]
     return checks, (layer or tensor or lost or parameter or text or failed[0]) if failed else None
+
+
+def _made_from(subject: Path, adapter: Path | None) -> dict[str, Any]:
+    """The manifest's source, an adapter where it lies now."""
+    source = manifest.read(subject).source
+    if adapter is None:
+        return source
+    if "adapter" not in source:
+        raise UserError(f"--adapter {adapter}: {subject} was made without one: leave it out")
+    return source | {"adapter": source["adapter"] | {"path": str(adapter)}}
 
 
 def _inventory(source: Reference, candidate: Reference | Cut) -> Findings:
@@ -111,7 +124,7 @@ def _before_growth(
     rows = source.hyper_parameters().get("vocabulary")
     if not made_from.get("added_tokens") or not isinstance(whole, HfModel) or rows is None:
         return whole, []
-    return Cut(whole, int(rows)), [new_row_check(whole, int(rows), made_from["new_rows"])]
+    return Cut(whole, int(rows)), [new_row_check(whole, source, int(rows), made_from["new_rows"])]
 
 
 def _open_both(subject: Path, reference: Path, made_from: dict[str, Any]) -> tuple[Reference, Reference]:

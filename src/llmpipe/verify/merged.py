@@ -161,9 +161,9 @@ class _Tensors:
 
 def _check_same(file: Path, digest: str) -> None:
     if not file.is_file():
-        raise UserError(f"{file}, which was merged into the checkpoint, is not there: put the adapter back")
+        raise UserError(f"{file}, which was merged into the checkpoint, is not there: say with --adapter where it is")
     if sha256(file) != digest:
-        raise UserError(f"{file} is not the one that was merged into the checkpoint: put that back, or convert again")
+        raise UserError(f"{file} is not the one that was merged into the checkpoint: name that with --adapter")
 
 
 def _config(path: Path) -> dict[str, Any]:
