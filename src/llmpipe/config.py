@@ -48,8 +48,9 @@ class Corpus:
     files: list[str]
     """Files or directories of .jsonl, .json, .txt (also .gz, .zst), .parquet or .arrow, from the project's folder; a
     name may have * in it."""
-    kind: Literal["text", "tokens"] = "text"
-    """text: documents for continued pretraining. tokens: rows of input_ids, with or without labels (-100: no loss)."""
+    kind: Literal["text", "chat", "tokens"] = "text"
+    """text: documents for continued pretraining. chat: conversations, of which the assistant's turns are trained.
+    tokens: rows of input_ids, with or without labels (-100: no loss)."""
     text_key: str | list[str] = "text"
     """The key that holds a row's document, as text or meta.text; of several, as [title, text], the texts are joined."""
     separator: str = "\n\n"
@@ -58,6 +59,17 @@ class Corpus:
     """Start each document with BOS; left out, the tokenizer's own rule (add_bos_token)."""
     append_eod: bool = True
     """End each document with EOS."""
+    fields: dict[str, str] | str = field(default_factory=dict)
+    """chat: the keys of a row's texts, as {user: question, assistant: answer, system: rules}, or of a list of turns, as
+    {messages: dialog, role: speaker, content: text}; left out, rows are of a known kind. Or EasyLM's grammar, as
+    "[question+prompt],answer"."""
+    template: str | None = None
+    """chat: how conversations are written down: chatml, chatml_openai, llama2, llama3, mistral, plain; left out, by the
+    tokenizer's own template."""
+    max_length: int | None = None
+    """chat: the most tokens that a conversation may have; a recipe's seq_len, so that each fits into a sequence."""
+    over_long: Literal["split", "drop"] = "split"
+    """chat: conversations with more are split between turns, and what still has more is left out; or left out whole."""
     skip_bad: int = 0
     """Leave out as many bad rows, and list them in the dataset's .rejects.jsonl; one more stops."""
     parts: int = 1
@@ -68,6 +80,8 @@ class Corpus:
             raise UserError("text_key is empty, but has to name a key, or several as in [title, text]")
         if self.skip_bad < 0:
             raise UserError(f"skip_bad is {self.skip_bad}, but has to be 0 or more")
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"max_length is {self.max_length}, but has to be 2 or more")
         if self.parts < 1:
             raise UserError(f"parts is {self.parts}, but has to be 1 or more")
 

@@ -19,6 +19,9 @@ from llmpipe.cli import with_log
 @click.option(
     "--text-key", metavar="K", multiple=True, help="Key of a row's document; several are joined.  [default: text]"
 )
+@click.option("--chat", is_flag=True, help="Rows are chats: writes PREFIX.roles.bin, .idx, too.")
+@click.option("--template", metavar="NAME", help="Of chats: chatml, llama2, …  [default: the tokenizer's own]")
+@click.option("--max-length", type=click.IntRange(min=2), help="Of chats: longer ones are split at turns.")
 @click.option("--tokens", is_flag=True, help="Rows are tokens already: input_ids, with or without labels.")
 @click.option(
     "--bos/--no-bos", default=None, help="Start documents with BOS.  [default: the tokenizer's add_bos_token]"
@@ -33,6 +36,7 @@ def command(
     output: Path,
     workers: int | None,
     text_key: tuple[str, ...],
+    chat: bool,
     tokens: bool,
     part: str | None,
     **options: Any,
@@ -48,8 +52,11 @@ def command(
     """
     from llmpipe.data.parts import Part
     from llmpipe.data.tokenize import corpus_of, tokenize
+    from llmpipe.errors import UserError
 
     options["text_key"] = list(text_key) if len(text_key) > 1 else next(iter(text_key), None)
-    options["kind"] = "tokens" if tokens else None
+    if chat and tokens:
+        raise UserError("--chat and --tokens do not go together: rows are chats, or tokens")
+    options["kind"] = "chat" if chat else "tokens" if tokens else None
     corpus = corpus_of(list(inputs), **options)
     tokenize(corpus, tokenizer, output, workers or len(os.sched_getaffinity(0)), Part.parse(part) if part else None)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmpipe.config import Corpus
+from llmpipe.data.chat.rows import chat_encoder
 from llmpipe.data.documents import document
 from llmpipe.data.readers.block import BadRow, Block
 from llmpipe.data.roles import DTYPE
@@ -18,6 +19,8 @@ from llmpipe.data.tokenizers.base import Tokenizer
 from llmpipe.errors import UserError
 
 Ids = Sequence[int] | NDArray[Any]
+Document = tuple[Ids, Ids | None]
+"""Its ids, none for an empty one, and its roles."""
 
 
 class Encoder(Protocol):
@@ -31,9 +34,14 @@ class Encoder(Protocol):
     """Whether documents come with roles (see `llmpipe.data.roles`): then the dataset has a file of them."""
     bos: bool
     append_eod: bool
+    facts: dict[str, Any]
+    """What else decides the tokens, for the manifest."""
 
-    def encode(self, rows: list[Any]) -> Sequence[tuple[Ids, Ids | None] | BadRow]:
-        """The ids, and the roles, of each row; no ids for an empty document; BadRow for a bad one, or a BadRow."""
+    def encode(self, rows: list[Any]) -> Sequence[Sequence[Document | None] | BadRow]:
+        """The documents of each row; BadRow for a bad one, or a BadRow.
+
+        Most rows are one document. A chat that is too long may be several; None is one that is left out for that.
+        """
         ...
 
 
@@ -60,6 +68,10 @@ class Encoded:
     """Whose each token is, where the kind of corpus has roles."""
     empty: int
     """Documents without a token, which are left out."""
+    split: int
+    """Chats that were too long and are several documents."""
+    dropped: int
+    """Chats, or parts of such, that are too long and left out."""
     rejects: list[Reject]
     path: Path
     read: int
@@ -76,7 +88,7 @@ class TextEncoder:
         self.keys: Sequence[str] = [corpus.text_key] if isinstance(corpus.text_key, str) else corpus.text_key
         self.separator, self.tokenizer = corpus.separator, tokenizer
         self.bos = tokenizer.add_bos if corpus.bos is None else corpus.bos
-        self.append_eod = corpus.append_eod
+        self.append_eod, self.facts = corpus.append_eod, {"text_key": corpus.text_key, "separator": corpus.separator}
         for asked, token, name, option in (
             (self.bos, tokenizer.bos_id, "BOS", "--no-bos"),
             (self.append_eod, tokenizer.eos_id, "EOS", "--no-append-eod"),
@@ -84,17 +96,17 @@ class TextEncoder:
             if asked and token < 0:
                 raise UserError(f"{tokenizer.path} has no {name} token to mark documents with: say {option}")
 
-    def encode(self, rows: list[Any]) -> list[tuple[Ids, None] | BadRow]:
+    def encode(self, rows: list[Any]) -> list[list[Document] | BadRow]:
         texts = [self._text(row) for row in rows]
         found = iter(self.tokenizer.encode_batch([text for text in texts if isinstance(text, bytes)], 1))
         bos, eod = [self.tokenizer.bos_id] * self.bos, [self.tokenizer.eos_id] * self.append_eod
-        documents: list[tuple[Ids, None] | BadRow] = []
+        documents: list[list[Document] | BadRow] = []
         for text in texts:
             if isinstance(text, BadRow):
                 documents.append(text)
             else:
                 ids = next(found)
-                documents.append((bos + ids + eod if ids else ids, None))
+                documents.append([(bos + ids + eod if ids else ids, None)])
         return documents
 
     def _text(self, row: Any) -> bytes | BadRow:
@@ -104,26 +116,30 @@ class TextEncoder:
             return error
 
 
-ENCODERS = {"text": TextEncoder, "tokens": TokenEncoder}
+ENCODERS = {"text": TextEncoder, "chat": chat_encoder, "tokens": TokenEncoder}
 """By the corpus's kind."""
 
 
 def encode_block(encoder: Encoder, block: Block, dtype: np.dtype[Any]) -> Encoded:
     """The documents of a block, in tokens of this type."""
     numbered = list(block.rows())
-    documents = encoder.encode([row for _, row in numbered])
+    rows = encoder.encode([row for _, row in numbered])
     rejects = [
         Reject(block.path, block.line(number), block.where(number), str(found))
-        for (number, _), found in zip(numbered, documents, strict=True)
+        for (number, _), found in zip(numbered, rows, strict=True)
         if isinstance(found, BadRow)
     ]
-    good = [found for found in documents if not isinstance(found, BadRow) and len(found[0])]
+    whole = [found for found in rows if not isinstance(found, BadRow)]
+    documents = [document for found in whole for document in found if document is not None]
+    good = [document for document in documents if len(document[0])]
     sizes = np.fromiter((len(ids) for ids, _ in good), np.int64, len(good))
     return Encoded(
         tokens=_laid_out([ids for ids, _ in good], dtype, int(sizes.sum())),
         sizes=sizes,
         roles=_laid_out([roles for _, roles in good if roles is not None], DTYPE, -1) if encoder.has_roles else None,
-        empty=len(documents) - len(good) - len(rejects),
+        empty=len(documents) - len(good),
+        split=sum(len(found) > 1 for found in whole),
+        dropped=sum(map(len, whole)) - len(documents),
         rejects=rejects,
         path=block.path,
         read=block.read,

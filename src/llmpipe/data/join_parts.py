@@ -8,7 +8,7 @@ from llmpipe.data.manifest import rejects_path
 from llmpipe.errors import UserError
 from llmpipe.files import atomic_file
 
-COUNTS = ("documents", "empty_documents", "rejected_rows", "tokens")
+COUNTS = ("documents", "empty_documents", "rejected_rows", "split_chats", "dropped_chats", "tokens")
 Facts = dict[str, Any]
 
 

@@ -28,6 +28,8 @@ class Counts:
     documents: int = 0
     empty_documents: int = 0
     rejected_rows: int = 0
+    split_chats: int = 0
+    dropped_chats: int = 0
     tokens: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -60,7 +62,7 @@ class Stream:
                 if roles:
                     assert found.roles is not None
                     roles.add(found.roles, found.sizes)
-                counts += Counts(len(found.sizes), found.empty, len(found.rejects), len(found.tokens))
+                counts += _counted(found)
                 self.shown(found.read, found.path.name)
             if not counts.documents and not may_be_empty:
                 raise UserError(_empty(spans, counts))
@@ -86,6 +88,17 @@ class Stream:
             assert file
             entry = {"file": str(reject.path), "line": reject.line, "reason": reject.reason}
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _counted(found: Encoded) -> Counts:
+    return Counts(
+        documents=len(found.sizes),
+        empty_documents=found.empty,
+        rejected_rows=len(found.rejects),
+        split_chats=found.split,
+        dropped_chats=found.dropped,
+        tokens=len(found.tokens),
+    )
 
 
 def _empty(spans: list[Span], counts: Counts) -> str:

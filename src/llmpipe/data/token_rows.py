@@ -29,6 +29,7 @@ class TokenEncoder:
     optional: Sequence[str] = (LABELS, MASK)
     has_roles = False
     bos = append_eod = False
+    facts: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer):
         if corpus.bos:
@@ -39,12 +40,12 @@ class TokenEncoder:
         """Whether the corpus has labels is what its first row says."""
         self.has_roles = isinstance(row, dict) and row.get(LABELS) is not None
 
-    def encode(self, rows: list[Any]) -> list[Row | BadRow]:
+    def encode(self, rows: list[Any]) -> list[list[Row] | BadRow]:
         return [self._checked(row) for row in rows]
 
-    def _checked(self, row: Any) -> Row | BadRow:
+    def _checked(self, row: Any) -> list[Row] | BadRow:
         try:
-            return row if isinstance(row, BadRow) else self._row(row)
+            return row if isinstance(row, BadRow) else [self._row(row)]
         except BadRow as error:
             return error
 

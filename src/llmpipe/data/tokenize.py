@@ -78,14 +78,18 @@ def _rules(corpus: Corpus, tokenizer: Tokenizer, encoder: Encoder) -> dict[str, 
         "corpus_kind": corpus.kind,
         "bos": encoder.bos,
         "append_eod": encoder.append_eod,
-        "text_key": corpus.text_key,
-        "separator": corpus.separator,
+        **encoder.facts,
     }
 
 
 def _tell(output: Path, counts: Counts) -> None:
     if counts.empty_documents:
         log.warning("%d documents have no text and are left out", counts.empty_documents)
+    if counts.split_chats or counts.dropped_chats:
+        log.warning(
+            "of chats that are longer than max_length, %d are split at turns, and %d, or parts of such, are left out",
+            counts.split_chats, counts.dropped_chats,
+        )  # fmt: skip
     if counts.rejected_rows:
         log.warning("%d rows are bad and left out: %s.rejects.jsonl lists them", counts.rejected_rows, output)
     log.info("%s: %d documents, %d tokens", output, counts.documents, counts.tokens)

@@ -19,8 +19,9 @@ from chat_help import (
 from transformers import AutoTokenizer
 
 from llmpipe.data.chat.conversation import Conversation
-from llmpipe.data.chat.encode import ChatEncoder, Encoded
+from llmpipe.data.chat.encode import ConversationEncoder, Encoded
 from llmpipe.data.chat.templates import open_template
+from llmpipe.data.readers.block import BadRow
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.errors import UserError
 
@@ -36,13 +37,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def encoder(folder: Path, template: str | None = None, bos: bool | None = None) -> ChatEncoder:
+def encoder(folder: Path, template: str | None = None, bos: bool | None = None) -> ConversationEncoder:
     tokenizer = open_tokenizer(folder)
-    return ChatEncoder(tokenizer, open_template(template, tokenizer), bos)
+    return ConversationEncoder(tokenizer, open_template(template, tokenizer), bos)
 
 
 def encoded(folder: Path, messages: list[dict[str, Any]], tools: Any = None, **more: Any) -> Encoded:
-    return encoder(folder, **more).encode(Conversation(messages, tools), "here")
+    return encoder(folder, **more).encode(Conversation(messages, tools))
 
 
 def trained(folder: Path, found: Encoded) -> list[str]:
@@ -182,16 +183,15 @@ def test_exactly_one_bos(folders: dict[str, Path]) -> None:
         ("{% for m in messages %}{{ m.content }}{% endfor %}", say("q", "a"), "without a stop token"),
         ("{% for m in messages %}{{ m.content + '<|im_end|>' + messages|length|string }}{% endfor %}", say("q", "a"),
          "rendered otherwise without that turn"),
-        (QWEN_LIKE, say("q", "a")[1:], "the first turn is the assistant's"),
-        ("{{ raise_exception('no such chats') }}", say("q", "a"), "the template tokenizer refuses it: no such chats"),
+        (QWEN_LIKE, say("q", "a")[1:], "begins with the assistant"),
+        ("{{ raise_exception('no such chats') }}", say("q", "a"), "refused by the template tokenizer: no such chats"),
         (MARKED.replace("'<|im_end|>' }}{% end", "'' }}{% end"), say("q", "a"), "without a stop token"),
     ],
 )  # fmt: skip
 def test_a_template_whose_turns_cannot_be_told_is_refused(template, messages, reason, tmp_path: Path) -> None:
     folder = byte_level(tmp_path, template, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    with pytest.raises(UserError, match=reason) as error:
+    with pytest.raises(BadRow, match=reason):
         encoded(folder, messages)
-    assert str(error.value).startswith("here: ")
 
 
 def test_a_stop_token_outside_the_marks_is_trained(tmp_path: Path) -> None:
@@ -209,6 +209,6 @@ def test_a_tokenizer_that_changes_text_keeps_borders(tmp_path: Path) -> None:
 
     train(tmp_path / "tokenizer.model", 400, normalizer="nmt_nfkc")
     tokenizer = open_tokenizer(tmp_path)
-    found = ChatEncoder(tokenizer, open_template("plain", tokenizer)).encode(Conversation(say("ﬃ", " ½ x")), "here")
+    found = ConversationEncoder(tokenizer, open_template("plain", tokenizer)).encode(Conversation(say("ﬃ", " ½ x")))
     assert found.ids == [*tokenizer.encode("ﬃ ½ x"), 2]
     assert found.roles == [1] * len(tokenizer.encode("ﬃ")) + [2] * (len(found.ids) - len(tokenizer.encode("ﬃ")))

@@ -10,8 +10,9 @@ import tokenizers
 from chat_help import LLAMA3_LIKE, QWEN_LIKE, byte_level, say, sentencepiece
 
 from llmpipe.data.chat.conversation import Conversation
-from llmpipe.data.chat.encode import ChatEncoder, Encoded
+from llmpipe.data.chat.encode import ConversationEncoder, Encoded
 from llmpipe.data.chat.templates import NAMED, open_template
+from llmpipe.data.readers.block import BadRow
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.errors import UserError
 
@@ -25,8 +26,8 @@ IM = {"32000": "<|im_start|>", "32001": "<|im_end|>"}
 
 def encoded(folder: Path, template: str | None, messages: list[dict[str, Any]], **more: Any) -> Encoded:
     tokenizer = open_tokenizer(folder)
-    encoder = ChatEncoder(tokenizer, open_template(template, tokenizer), bos=more.pop("bos", None))
-    return encoder.encode(Conversation(messages, **more), "here")
+    encoder = ConversationEncoder(tokenizer, open_template(template, tokenizer), bos=more.pop("bos", None))
+    return encoder.encode(Conversation(messages, **more))
 
 
 def added(*names: str) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def test_where_a_tokenizers_own_template_may_stand(tmp_path: Path) -> None:
     for template in (QWEN_LIKE, named):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
         assert encoded(tmp_path, "tokenizer", say("q", "a")) == expected
-    with pytest.raises(UserError, match="without a stop token"):  # the template for tools: its tokens are not there
+    with pytest.raises(BadRow, match="without a stop token"):  # the template for tools: its tokens are not there
         encoded(tmp_path, None, say("q", "a"), tools=[{"name": "f"}])
 
 
@@ -154,8 +155,8 @@ def test_what_cannot_be_had_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             encoded(folder, name, say("q", "a"))
     for messages, message in (
-        (say("q", "a")[::-1], "here: the template llama2 refuses it: turns of user and assistant have to alternate"),
+        (say("q", "a")[::-1], "is refused by the template llama2: turns of user and assistant have to alternate"),
         (say("q", "a") + say("b", "c", system="s"), "have to alternate"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(BadRow, match=message):
             encoded(folder, "llama2", messages)

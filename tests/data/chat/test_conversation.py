@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from llmpipe.data.chat.conversation import Conversation, check_fields, read_conversation
+from llmpipe.data.readers.block import BadRow
 from llmpipe.errors import UserError
 
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -57,7 +58,7 @@ def alpaca(prompt: str) -> list[dict[str, Any]]:
 )
 def test_rows(row: dict[str, Any], fields: dict[str, str], messages: list[dict[str, Any]]) -> None:
     check_fields(fields)
-    assert read_conversation(row, fields, "here") == Conversation(messages)
+    assert read_conversation(row, fields) == Conversation(messages)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_calls_of_tools_in_every_form(turn: dict[str, Any]) -> None:
     tools = [{"type": "function", "function": {"name": "add"}}]
     for given in (tools, '[{"type": "function", "function": {"name": "add"}}]'):
         row = {"messages": [PAIR[0], turn, {"role": "tool", "content": "1"}], "tools": given}
-        found = read_conversation(row, {}, "here")
+        found = read_conversation(row, {})
         assert found.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
         assert found.messages[2] == {"role": "tool", "content": "1"} and found.tools == tools
 
@@ -81,26 +82,28 @@ def test_calls_of_tools_in_every_form(turn: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "fields", "message"),
     [
-        ({"text": "x"}, {}, "here is no chat of a known kind, its keys are 'text': known are messages,"),
-        ({"messages": []}, {}, "here: 'messages' is [], but has to be a list of turns"),
-        ({"messages": "x"}, {}, "here: 'messages' is \"x\", but has to be a list of turns"),
-        ({"messages": ["x"]}, {}, "here, turn 1 is \"x\", but has to be an object"),
-        ({"messages": [{"role": "robot", "content": ""}]}, {}, "here, turn 1: 'role' is \"robot\", but has to be one"),
-        ({"messages": [{"content": ""}]}, {}, "here, turn 1: 'role' is missing or null, but has to be one of system"),
-        ({"messages": [PAIR[0], {"role": "assistant"}]}, {}, "turn 2: 'content' is missing or null, but has to be"),
-        ({"messages": [PAIR[0], {"role": "assistant", "content": 5}]}, {}, "'content' is 5, but has to be a text"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, {}, 'is [{"type": "image"}], but has to be'),
-        ({"messages": PAIR[:1]}, {}, "here has no turn of the assistant: nothing of it would be trained; leave it out"),
-        ({"messages": PAIR, "tools": "x"}, {}, "here: 'tools' is \"x\", but has to be a list of functions'"),
-        ({"messages": [{"role": "assistant", "tool_calls": [5]}]}, {}, "a tool call is 5, but has to have a"),
+        ("text", {}, "is a text, but each chat has to be an object"),
+        ({"text": "x"}, {}, "is no chat of a known kind, its keys are 'text': known are messages,"),
+        ({"messages": []}, {}, "has [] under 'messages', but it has to be a list of turns"),
+        ({"messages": "x"}, {}, "has \"x\" under 'messages', but it has to be a list of turns"),
+        ({"messages": ["x"]}, {}, "in turn 1 is \"x\", but has to be an object"),
+        ({"messages": [{"role": "robot", "content": ""}]}, {}, "in turn 1 has \"robot\" under 'role', but it has"),
+        ({"messages": [{"role": [], "content": ""}]}, {}, "in turn 1 has [] under 'role', but it has to be one of"),
+        ({"messages": [{"content": ""}]}, {}, "in turn 1 has nothing under 'role', but it has to be one of system"),
+        ({"messages": [PAIR[0], {"role": "assistant"}]}, {}, "in turn 2 has nothing under 'content', but it has"),
+        ({"messages": [PAIR[0], {"role": "assistant", "content": 5}]}, {}, "has 5 under 'content', but it has"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, {}, 'has [{"type": "image"}] under'),
+        ({"messages": PAIR[:1]}, {}, "has no turn of the assistant: nothing of it would be trained; leave it out"),
+        ({"messages": PAIR, "tools": "x"}, {}, "has \"x\" under 'tools', but it has to be a list of functions'"),
+        ({"messages": [{"role": "assistant", "tool_calls": [5]}]}, {}, "has the tool call 5, but it has to have a"),
         ({"question": "q", "answr": "a"}, {"user": "question", "assistant": "answer"},
-         "here has no key 'answer', its keys are 'question', 'answr': did you mean 'answr'?"),
-        ({"question": "q", "answer": None}, {}, "here: 'answer' is missing or null, but has to be a text"),
+         "has no key 'answer', its keys are 'question', 'answr'; did you mean 'answr'?"),
+        ({"question": "q", "answer": None}, {}, "has nothing under 'answer', but it has to be a text"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(row: dict[str, Any], fields: dict[str, str], message: str) -> None:
-    with pytest.raises(UserError) as error:
-        read_conversation(row, fields, "here")
+def test_what_is_wrong_is_named(row: Any, fields: dict[str, str], message: str) -> None:
+    with pytest.raises(BadRow) as error:
+        read_conversation(row, fields)
     assert message in str(error.value)
 
 

@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from llmpipe.data.documents import kind_of, value
+from llmpipe.data.readers.block import BadRow
 from llmpipe.errors import UserError, nearest
 
 Row = dict[str, Any]
@@ -67,24 +69,26 @@ def check_fields(fields: dict[str, str]) -> None:
         )
 
 
-def read_conversation(row: Row, fields: dict[str, str], where: str) -> Conversation:
-    """The conversation of a row; UserError, naming `where` it stands, for anything else.
+def read_conversation(row: Row, fields: dict[str, str]) -> Conversation:
+    """The conversation of a row; BadRow for anything else.
 
     Without `fields` the kind is told by the row's keys.
     """
-    fields = fields or _detect(row, where)
+    if not isinstance(row, dict):
+        raise BadRow(f"is {kind_of(row)}, but each chat has to be an object")
+    fields = fields or _detect(row)
     if "messages" in fields:
-        messages = _messages(row, fields, where)
+        messages = _messages(row, fields)
     elif "instruction" in fields:
-        messages = _alpaca(row, where)
+        messages = _alpaca(row)
     else:
-        messages = _pair(row, fields, where)
+        messages = _pair(row, fields)
     if not any(message["role"] == "assistant" for message in messages):
-        raise UserError(f"{where} has no turn of the assistant: nothing of it would be trained; leave it out")
-    return Conversation(messages, _tools(row, fields.get("tools", "tools"), where))
+        raise BadRow("has no turn of the assistant: nothing of it would be trained; leave it out")
+    return Conversation(messages, _tools(row, fields.get("tools", "tools")))
 
 
-def _detect(row: Row, where: str) -> dict[str, str]:
+def _detect(row: Row) -> dict[str, str]:
     """The fields of a known kind of row."""
     if "messages" in row:
         return {"messages": "messages"}
@@ -96,72 +100,78 @@ def _detect(row: Row, where: str) -> dict[str, str]:
         if set(fields.values()) <= row.keys():
             return fields | ({"system": "system"} if "system" in row else {})
     keys = ", ".join(map(repr, row)) or "none"
-    raise UserError(
-        f"{where} is no chat of a known kind, its keys are {keys}: known are messages, conversations (ShareGPT),"
+    raise BadRow(
+        f"is no chat of a known kind, its keys are {keys}: known are messages, conversations (ShareGPT),"
         " instruction and output (Alpaca), question and answer, prompt and completion; or name its keys with"
         " fields: {user: …, assistant: …} in the corpus's file"
     )
 
 
-def _pair(row: Row, fields: dict[str, str], where: str) -> list[Message]:
+def _pair(row: Row, fields: dict[str, str]) -> list[Message]:
     """One question and one answer."""
     named = [(role, fields[role]) for role in ("system", "user", "assistant") if role in fields]
-    texts = [(role, text_of(row, key, where, optional=role == "system")) for role, key in named]
+    texts = [(role, text_of(row, key, optional=role == "system")) for role, key in named]
     return [{"role": role, "content": text} for role, text in texts if text or role != "system"]
 
 
-def _alpaca(row: Row, where: str) -> list[Message]:
+def _alpaca(row: Row) -> list[Message]:
     """Stanford Alpaca's published prompt, which differs with and without an input."""
-    texts = {key: text_of(row, key, where, optional=key == "input") for key in ("instruction", "input", "output")}
+    texts = {key: text_of(row, key, optional=key == "input") for key in ("instruction", "input", "output")}
     prompt = (ALPACA_WITH_INPUT if texts["input"] else ALPACA).format(**texts)
     found = [{"role": "user", "content": prompt}, {"role": "assistant", "content": texts["output"]}]
-    system = text_of(row, "system", where, optional=True)
+    system = text_of(row, "system", optional=True)
     return [{"role": "system", "content": system}, *found] if system else found
 
 
-def text_of(row: Row, key: str, where: str, optional: bool = False) -> str:
-    """The text under a key; UserError if there is none. An optional one may be missing or null: then it is empty."""
+def text_of(row: Row, key: str, optional: bool = False) -> str:
+    """The text under a key; BadRow if there is none. An optional one may be missing or null: then it is empty."""
     if optional and row.get(key) is None:
         return ""
-    if key not in row:
-        raise UserError(f"{where} has no key {key!r}, its keys are {', '.join(map(repr, row))}: {nearest(key, row)}")
-    if not isinstance(row[key], str):
-        raise UserError(f"{where}: {key!r} is {_shown(row[key])}, but has to be a text")
-    return row[key]
+    found = value(row, key)
+    if not isinstance(found, str):
+        raise BadRow(f"has {_shown(found)} under {key!r}, but it has to be a text")
+    return found
 
 
-def _messages(row: Row, fields: dict[str, str], where: str) -> list[Message]:
+def _messages(row: Row, fields: dict[str, str]) -> list[Message]:
     """A list of turns, of OpenAI's kind or ShareGPT's."""
     key = fields["messages"]
     turns = row.get(key)
     if not isinstance(turns, list) or not turns:
-        raise UserError(f"{where}: {key!r} is {_shown(turns)}, but has to be a list of turns")
-    found = [_message(turn, fields, f"{where}, turn {number}") for number, turn in enumerate(turns, start=1)]
+        raise BadRow(f"has {_shown(turns)} under {key!r}, but it has to be a list of turns")
+    found = [_numbered(number, turn, fields) for number, turn in enumerate(turns, start=1)]
     system = row.get(fields.get("system", "system"))
     if isinstance(system, str) and system and found[0]["role"] != "system":
         return [{"role": "system", "content": system}, *found]
     return found
 
 
-def _message(turn: Any, fields: dict[str, str], where: str) -> Message:
+def _numbered(number: int, turn: Any, fields: dict[str, str]) -> Message:
+    try:
+        return _message(turn, fields)
+    except BadRow as error:
+        raise BadRow(f"in turn {number} {error}") from error
+
+
+def _message(turn: Any, fields: dict[str, str]) -> Message:
     """One turn: `role` and `content`, or `from` and `value`, or the keys that `fields` names."""
     if not isinstance(turn, dict):
-        raise UserError(f'{where} is {_shown(turn)}, but has to be an object as {{"role": "user", "content": "…"}}')
+        raise BadRow(f'is {_shown(turn)}, but has to be an object as {{"role": "user", "content": "…"}}')
     role_key = fields.get("role", "from" if "from" in turn else "role")
     content_key = fields.get("content", "value" if "from" in turn else "content")
     named = turn.get(role_key)
     if not isinstance(named, str) or named not in ROLES:
-        raise UserError(f"{where}: {role_key!r} is {_shown(named)}, but has to be one of {', '.join(ROLES)}")
+        raise BadRow(f"has {_shown(named)} under {role_key!r}, but it has to be one of {', '.join(ROLES)}")
     message = {key: value for key, value in turn.items() if key not in (role_key, content_key) and value is not None}
     content = turn.get(content_key)
     if named == "function_call":  # ShareGPT's way to write a call
-        return message | {"role": "assistant", "content": "", "tool_calls": [_call(content, where)]}
+        return message | {"role": "assistant", "content": "", "tool_calls": [_call(content)]}
     if calls := message.get("tool_calls"):
-        message["tool_calls"] = _calls(calls, where)
-    return message | {"role": ROLES[named], "content": _content(content, bool(calls), content_key, where)}
+        message["tool_calls"] = _calls(calls)
+    return message | {"role": ROLES[named], "content": _content(content, bool(calls), content_key)}
 
 
-def _content(content: Any, may_be_empty: bool, key: str, where: str) -> str:
+def _content(content: Any, may_be_empty: bool, key: str) -> str:
     """A turn's text; of a list of parts, which have to be texts, all of them."""
     if content is None and may_be_empty:
         return ""
@@ -169,33 +179,33 @@ def _content(content: Any, may_be_empty: bool, key: str, where: str) -> str:
     texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts]
     good = [text for text in texts if isinstance(text, str)]
     if len(good) < len(texts):
-        raise UserError(f"{where}: {key!r} is {_shown(content)}, but has to be a text")
+        raise BadRow(f"has {_shown(content)} under {key!r}, but it has to be a text")
     return "".join(good)
 
 
-def _calls(calls: Any, where: str) -> list[Row]:
+def _calls(calls: Any) -> list[Row]:
     if not isinstance(calls, list):
-        raise UserError(f"{where}: 'tool_calls' is {_shown(calls)}, but has to be a list")
-    return [_call(call, where) for call in calls]
+        raise BadRow(f"has {_shown(calls)} under 'tool_calls', but it has to be a list")
+    return [_call(call) for call in calls]
 
 
-def _call(call: Any, where: str) -> Row:
+def _call(call: Any) -> Row:
     """A call of a function as templates take it: its arguments an object, not OpenAI's JSON text."""
     call = _parsed(call)
     inner = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-        raise UserError(f"{where}: a tool call is {_shown(call)}, but has to have a function's name and arguments")
+        raise BadRow(f"has the tool call {_shown(call)}, but it has to have a function's name and arguments")
     function = inner | {"arguments": _parsed(inner.get("arguments", {}))}
     more = {key: call[key] for key in ("id",) if "function" in call and key in call}
     return {"type": "function", "function": function, **more}
 
 
-def _tools(row: Row, key: str, where: str) -> list[Row] | None:
+def _tools(row: Row, key: str) -> list[Row] | None:
     tools = _parsed(row.get(key))
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UserError(f"{where}: {key!r} is {_shown(tools)}, but has to be a list of functions' descriptions")
+        raise BadRow(f"has {_shown(tools)} under {key!r}, but it has to be a list of functions' descriptions")
     return tools
 
 
@@ -211,4 +221,4 @@ def _parsed(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     shown = json.dumps(value, ensure_ascii=False, default=str)
-    return "missing or null" if value is None else shown if len(shown) <= 60 else shown[:60] + "…"
+    return "nothing" if value is None else shown if len(shown) <= 60 else shown[:60] + "…"

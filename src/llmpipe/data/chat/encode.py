@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from llmpipe.data.chat.conversation import Conversation
 from llmpipe.data.chat.templates import Template
 from llmpipe.data.chat.turns import ControlTokens, Rendered, find_turns
+from llmpipe.data.documents import encoded
+from llmpipe.data.readers.block import BadRow
 from llmpipe.data.roles import ASSISTANT, TEMPLATE, USER
 from llmpipe.data.tokenizers import beside
 from llmpipe.data.tokenizers.base import Tokenizer
@@ -31,7 +33,7 @@ class Encoded:
         return len(self.ids)
 
 
-class ChatEncoder:
+class ConversationEncoder:
     """Conversations to tokens, by one template with one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, template: Template, bos: bool | None = None):
@@ -45,14 +47,13 @@ class ChatEncoder:
         self.takes_space_before, self.takes_space_after = _spaces_around(tokenizer)
         self.spaces_first_only = template.is_own and _spaces_first_only(tokenizer)
 
-    def encode(self, conversation: Conversation, where: str) -> Encoded:
-        """One conversation; UserError, naming `where` it stands, if the template refuses it."""
+    def encode(self, conversation: Conversation) -> Encoded:
+        """One conversation; BadRow if the template refuses it, or it cannot be told what the assistant writes."""
         try:
             rendered = find_turns(self.template, conversation, self.control)
         except jinja2.TemplateError as error:
-            raise UserError(f"{where}: the template {self.template.name} refuses it: {error}") from error
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+            raise BadRow(f"is refused by the template {self.template.name}: {error}") from error
+        encoded(rendered.text)  # may have half of a surrogate pair
         ids: list[int] = []
         roles: list[int] = []
         for more_ids, more_roles in self._parts(rendered):

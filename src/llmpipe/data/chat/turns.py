@@ -12,7 +12,7 @@ from typing import Any
 
 from llmpipe.data.chat.conversation import Conversation
 from llmpipe.data.chat.templates import Template
-from llmpipe.errors import UserError
+from llmpipe.data.readers.block import BadRow
 
 Span = tuple[int, int]
 
@@ -57,7 +57,7 @@ class ControlTokens:
 
 
 def find_turns(template: Template, conversation: Conversation, control: ControlTokens) -> Rendered:
-    """Render the conversation; UserError where it cannot be told soundly what the assistant writes.
+    """Render the conversation; BadRow where it cannot be told soundly what the assistant writes.
 
     A template's own refusal is a jinja2.TemplateError.
     """
@@ -72,7 +72,7 @@ def find_turns(template: Template, conversation: Conversation, control: ControlT
 
 
 def _with_stop(text: str, span: Span, control: ControlTokens) -> Span:
-    """A marked span, up to the stop token that follows where the template leaves it outside; UserError without one."""
+    """A marked span, up to the stop token that follows where the template leaves it outside; BadRow without one."""
     start, end = span
     if last_control(text[start:end], control):
         return span
@@ -88,10 +88,10 @@ def last_control(text: str, control: ControlTokens) -> str | None:
     return next((name for name in control.names if stripped.endswith(name.rstrip())), None)
 
 
-def _no_stop(text: str) -> UserError:
-    return UserError(
-        f"the template ends the assistant's turn {text[-40:]!r} without a stop token: a model trained"
-        " so would never stop"
+def _no_stop(text: str) -> BadRow:
+    return BadRow(
+        f"cannot be trained on: the template ends the assistant's turn {text[-40:]!r} without a stop token: a model"
+        " trained so would never stop"
     )
 
 
@@ -102,8 +102,9 @@ def _by_prefixes(template: Template, chat: Conversation, text: str, control: Con
         if message["role"] == "assistant":
             head = _beginning(template, chat, number)
             if not text.startswith(head) or (found and len(head) < found[-1][1]):
-                raise UserError(
-                    f"the template has no {{% generation %}} marks, and what comes before turn {number + 1} is rendered"
+                raise BadRow(
+                    f"cannot be trained on: the template has no {{% generation %}} marks, and what comes before turn"
+                    f" {number + 1} is rendered"
                     " otherwise without that turn: what the assistant writes cannot be told. Put the marks into the"
                     " template, or take a named one"
                 )
@@ -114,7 +115,7 @@ def _by_prefixes(template: Template, chat: Conversation, text: str, control: Con
 def _beginning(template: Template, chat: Conversation, number: int) -> str:
     """All before a turn of the assistant, with the words that ask for it."""
     if number == 0:
-        raise UserError("the first turn is the assistant's, and the template has no {% generation %} marks")
+        raise BadRow("begins with the assistant, which needs a template with {% generation %} marks: take a named one")
     return template.render(Conversation(chat.messages[:number], chat.tools), ask=True)[0]
 
 
@@ -131,9 +132,7 @@ def _turn_end(template: Template, chat: Conversation, number: int, text: str, he
     for _ in range(alone.count(stop, len(head))):
         end = text.find(stop, end) + len(stop)
         if end < len(stop):
-            raise UserError(
-                f"turn {number + 1} ends otherwise when others follow: what the assistant writes is not clear"
-            )
+            raise BadRow(f"cannot be trained on: turn {number + 1} ends otherwise when others follow")
     return end
 
 
