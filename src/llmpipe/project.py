@@ -19,6 +19,7 @@ from llmpipe.families import named_size
 from llmpipe.layout import Layout
 
 CONFIG = Path("config")
+DATASET = (".bin", ".idx", ".manifest.json")
 
 
 def names(kind: str) -> list[str]:
@@ -111,15 +112,48 @@ def hub_source(name: str) -> str:
 
 
 def corpus_files(name: str, there: Callable[[str], bool]) -> list[str]:
-    """The paths of a corpus's text; UserError for the first that is not `there`."""
-    files = corpus(name).files
-    for file in files:
-        if not there(file):
+    """The paths of a corpus's text, names with * spelled out; UserError for the first that is not `there`."""
+    found = []
+    for file in corpus(name).files:
+        path = Path(file)
+        matching = sorted(map(str, path.parent.glob(path.name))) if "*" in path.name and not there(file) else [file]
+        if not matching or not there(matching[0]):
             raise UserError(
                 f"the text of corpus {name} is not there: {file} does not exist. Edit `files:` in"
-                f" {CONFIG / 'corpora' / name}.yaml: it takes .jsonl, .jsonl.gz or .txt files, or directories of them"
+                f" {CONFIG / 'corpora' / name}.yaml: it takes .jsonl, .json, .txt (also .gz, .zst), .parquet or .arrow"
+                " files, or directories of them"
             )
-    return files
+        found += matching
+    return found
+
+
+def corpora(parted: bool) -> list[str]:
+    """The corpora that are tokenized in several jobs, or in one; among these are wrong files, told when asked for."""
+    return [name for name in names("corpora") if (_parts(name) > 1) == parted]
+
+
+def _parts(name: str) -> int:
+    try:
+        return corpus(name).parts
+    except UserError:
+        return 1
+
+
+def one_of(choices: list[str]) -> str:
+    """The pattern for a wildcard that stands for one of some names."""
+    return "|".join(map(re.escape, choices)) or "(?!)"
+
+
+def part_prefixes(model_name: str, corpus_name: str) -> list[str]:
+    """The datasets that a corpus's jobs make."""
+    count = corpus(corpus_name).parts
+    prefix = f"results/models/{model_name}/corpora/{corpus_name}"
+    return [f"{prefix}.part-{number}-of-{count}" for number in range(1, count + 1)]
+
+
+def part_files(model_name: str, corpus_name: str) -> list[str]:
+    """The files of these datasets."""
+    return [prefix + suffix for prefix in part_prefixes(model_name, corpus_name) for suffix in DATASET]
 
 
 def check_run(name: str, there: Callable[[str], bool]) -> None:
@@ -172,7 +206,7 @@ def cards(run_name: str) -> list[str]:
 
 def dataset_files(run_name: str) -> list[str]:
     """The files of a run's datasets."""
-    return [prefix + suffix for prefix in datasets(run_name) for suffix in (".bin", ".idx", ".manifest.json")]
+    return [prefix + suffix for prefix in datasets(run_name) for suffix in DATASET]
 
 
 def finetune_options(run_name: str) -> str:

@@ -10,13 +10,17 @@ def main() -> None:
     name, *arguments = sys.argv[1:]
     command = group.get_command(None, name)
     assert command is not None, name
-    output = Path(command.make_context(name, arguments).params["output"])
+    given = command.make_context(name, arguments).params
+    output, part = Path(given["output"]), ""
+    if given.get("part"):
+        part = f".part-{given['part'].replace('/', '-of-')}"
     made = {
         "download": [output / "config.json"],
         "convert": [output / "config.json"],
         "verify": [output.with_suffix(suffix) for suffix in (".json", ".md", ".html")],
         "shard": [output / "tp0-pp0.safetensors"],
-        "tokenize": [Path(f"{output}{suffix}") for suffix in (".bin", ".idx", ".manifest.json")],
+        "tokenize": [Path(f"{output}{part}{suffix}") for suffix in (".bin", ".idx", ".manifest.json")],
+        "merge": [Path(f"{output}{suffix}") for suffix in (".bin", ".idx", ".manifest.json")],
         "finetune": [output / "weights" / "x", output / "metrics.jsonl", output / "run.json"],
         "evaluate": [output / f"table{suffix}" for suffix in (".json", ".md", ".html")],
         "export": [output / "config.json"],

@@ -89,7 +89,8 @@ def test_missing_source_says_which_file_to_edit(project: Path, snakemake: Snakem
     assert done.returncode == 1
     assert (
         "the text of corpus text is not there: data/corpus.jsonl does not exist. Edit `files:` in"
-        " config/corpora/text.yaml: it takes .jsonl, .jsonl.gz or .txt files, or directories of them" in done.stdout
+        " config/corpora/text.yaml: it takes .jsonl, .json, .txt (also .gz, .zst), .parquet or .arrow files, or"
+        " directories of them" in done.stdout
     )
 
 
@@ -139,6 +140,42 @@ def test_whole_workflow_with_a_stub(project: Path, snakemake: Snakemake) -> None
     recipe.write_text(recipe.read_text().replace("steps: 1000", "steps: 2000"))
     twice = {name: 2 * count for name, count in retrained.items()} | {"project": 1}
     assert job_counts(snakemake("-n", *everything).stdout) == twice
+
+
+@pytest.mark.usefixtures("inputs")
+def test_a_corpus_in_parts_is_tokenized_by_as_many_jobs(project: Path, snakemake: Snakemake) -> None:
+    corpus = project / "config/corpora/text.yaml"
+    corpus.write_text(corpus.read_text().replace("parts: 1 ", "parts: 3 "))
+    (project / "config/corpora/other.yaml").write_text("files: [data/corpus.jsonl]\nparts: 2.5\n")  # nobody asks for it
+    prefix = "results/models/llama2_7b/corpora/text"
+    done = snakemake("-c", "2", "-p", f"{prefix}.bin")
+    assert done.returncode == 0, done.stdout
+    assert job_counts(done.stdout) == {"convert": 1, "tokenize_part": 3, "merge_parts": 1}
+    printed = [shlex.split(line) for line in commands(done.stdout)]
+    parts = [f"{prefix}.part-{number}-of-3" for number in (1, 2, 3)]
+    assert [words[2:5] for words in printed if words[1] == "merge"] == [parts]
+    given = [words[words.index("--part") + 1] for words in printed if words[1] == "tokenize"]
+    assert sorted(given) == ["1/3", "2/3", "3/3"]
+    assert sorted(path.name for path in (project / prefix).parent.iterdir()) == [
+        "text.bin",
+        "text.idx",
+        "text.manifest.json",
+    ]
+    assert "Nothing to be done" in snakemake("-c", "2", f"{prefix}.bin").stdout
+    corpus.write_text(corpus.read_text().replace("parts: 3 ", "parts: 1 "))
+    assert job_counts(snakemake("-n", f"{prefix}.bin").stdout) == {"tokenize": 1}
+
+
+@pytest.mark.usefixtures("inputs")
+def test_a_corpus_of_names_with_stars(project: Path, snakemake: Snakemake) -> None:
+    corpus = project / "config/corpora/text.yaml"
+    corpus.write_text(corpus.read_text().replace("[data/corpus.jsonl]", '["data/part-*.jsonl"]'))
+    done = snakemake("-n", "results/models/llama2_7b/corpora/text.bin")
+    assert done.returncode == 1 and "is not there: data/part-*.jsonl does not exist. Edit" in done.stdout
+    for number in (1, 2):
+        (project / f"data/part-{number}.jsonl").write_text('{"text": "one"}\n')
+    done = snakemake("-n", "results/models/llama2_7b/corpora/text.bin")
+    assert "data/part-1.jsonl, data/part-2.jsonl" in done.stdout
 
 
 def test_commands_can_be_copied_from_the_log(project: Path, snakemake: Snakemake, inputs: None) -> None:

@@ -23,10 +23,12 @@ def there(path):
 
 
 def by(wildcard, look_up, *more):
-    """A look-up by a wildcard's value, as a function for input, params, threads and resources."""
+    """A look-up by the value of a wildcard, or of several as in "model corpus", as a function for input, params,
+    threads and resources."""
 
     def found(wildcards):
-        return told(look_up, getattr(wildcards, wildcard), *more)
+        values = [getattr(wildcards, name) for name in wildcard.split()]
+        return told(look_up, *values, *more)
 
     return found
 

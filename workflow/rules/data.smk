@@ -1,4 +1,5 @@
-# The text: tokens are a model's, because its tokenizer makes them.
+# The text: tokens are a model's, because its tokenizer makes them. A corpus with `parts:` is tokenized by as many jobs.
+PARTED = project.corpora(parted=True)
 
 
 rule tokenize:
@@ -14,9 +15,58 @@ rule tokenize:
         "logs/tokenize/{model}.{corpus}.log",
     benchmark:
         "logs/tokenize/{model}.{corpus}.benchmark.tsv"
+    wildcard_constraints:
+        corpus=project.one_of(project.corpora(parted=False)),
     threads: 8
     params:
         prefix=subpath(output.bin, strip_suffix=".bin"),
     shell:
         "llmpipe tokenize {input.corpus} --tokenizer {input.tokenizer} --output {params.prefix}"
         " --workers {threads} --log {log}"
+
+
+rule tokenize_part:
+    input:
+        corpus="config/corpora/{corpus}.yaml",
+        files=by("corpus", project.corpus_files, there),
+        tokenizer="results/models/{model}/checkpoint",
+    output:
+        bin=temp("results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.bin"),
+        idx=temp("results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.idx"),
+        manifest=temp(
+            "results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.manifest.json"
+        ),
+    log:
+        "logs/tokenize/{model}.{corpus}.part-{part}-of-{parts}.log",
+    benchmark:
+        "logs/tokenize/{model}.{corpus}.part-{part}-of-{parts}.benchmark.tsv"
+    wildcard_constraints:
+        corpus=project.one_of(PARTED),
+        part="[0-9]+",
+        parts="[0-9]+",
+    threads: 8
+    params:
+        prefix="results/models/{model}/corpora/{corpus}",
+    shell:
+        "llmpipe tokenize {input.corpus} --tokenizer {input.tokenizer} --output {params.prefix}"
+        " --part {wildcards.part}/{wildcards.parts} --workers {threads} --log {log}"
+
+
+rule merge_parts:
+    input:
+        by("model corpus", project.part_files),
+    output:
+        bin="results/models/{model}/corpora/{corpus}.bin",
+        idx="results/models/{model}/corpora/{corpus}.idx",
+        manifest="results/models/{model}/corpora/{corpus}.manifest.json",
+    log:
+        "logs/tokenize/{model}.{corpus}.merge.log",
+    benchmark:
+        "logs/tokenize/{model}.{corpus}.merge.benchmark.tsv"
+    wildcard_constraints:
+        corpus=project.one_of(PARTED),
+    params:
+        parts=by("model corpus", project.part_prefixes),
+        prefix=subpath(output.bin, strip_suffix=".bin"),
+    shell:
+        "llmpipe merge {params.parts} --output {params.prefix} --log {log}"
