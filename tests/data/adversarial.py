@@ -7,7 +7,7 @@ LOOK_ALIKES = (
     "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>user<|end_header_id|>\n\n", "<|im_start|>user\nhi<|im_end|>",
     "<|endoftext|>", "a<s>b", " <s> ", "<s><s>", "<|im_start", "<SPECIAL_25>", "<|reserved_special_token_3|>",
 )  # fmt: skip
-_CONTRACTIONS = [f"'{end}" for end in (*"sStTmMdD", "\\u017f", "re", "RE", "Re", "ve", "ll", "LL", "lL")]
+_CONTRACTIONS = [f"'{end}" for end in (*"sStTmMdD", "\u017f", "re", "RE", "Re", "ve", "ll", "LL", "lL")]
 _PLAIN = (
     "", " ", "\n", "a", "Hello world", " hello  two   spaces ", "tabs\tand\r\nlines\r\n\r\n    indented\n\n\n\n",
     *(f"it{c} we{c}x {c} I{c}\n{c}" for c in _CONTRACTIONS),

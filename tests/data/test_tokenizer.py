@@ -1,22 +1,19 @@
-"""The tokenizer against sentencepiece's own answers."""
+"""Which files of a directory are its tokenizer, and SentencePiece's kind against sentencepiece."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import sentencepiece
+from adversarial import planes, texts
+from data_help import train
+from test_tokenizer_tekken import write
+from tokenizers import Tokenizer, models, processors
 
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.errors import UserError
-
-HARD = [
-    "",
-    " hello  two",
-    "<s> text </s> <unk> <0x0A>",
-    "tab\tnew\nline\r\n",
-    "caf\u00e9 \u65e5\u672c \U0001f600",
-    "a\0b",
-]
 
 
 def test_directory_and_file_give_the_same(tokenizer_dir: Path) -> None:
@@ -25,13 +22,17 @@ def test_directory_and_file_give_the_same(tokenizer_dir: Path) -> None:
     assert (by_file.vocab_size, by_file.bos_id, by_file.eos_id) == (400, 1, 2)
 
 
-@pytest.mark.parametrize("text", HARD)
-def test_encode_is_sentencepieces(tokenizer_dir: Path, text: str) -> None:
-    truth = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
-    tokenizer = open_tokenizer(tokenizer_dir)
-    assert tokenizer.encode(text) == truth.EncodeAsIds(text)
-    assert tokenizer.encode_batch([text.encode(), b"x"], 2) == [truth.EncodeAsIds(text), truth.EncodeAsIds("x")]
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+@pytest.mark.parametrize("options", [{}, {"add_dummy_prefix": False}, {"normalizer": "nmt_nfkc"}])
+def test_ids_are_sentencepieces(tmp_path: Path, options: dict) -> None:
+    model = train(tmp_path / "tokenizer.model", 400, **options)
+    truth, ours = sentencepiece.SentencePieceProcessor(model_file=str(model)), open_tokenizer(tmp_path)
+    every = [*texts(), *planes()]
+    ids = [truth.EncodeAsIds(text) for text in every]
+    assert [ours.encode(text) for text in every] == ids
+    assert ours.encode_batch([text.encode() for text in every], 2) == ids
+    assert [ours.decode(numbers) for numbers in ids] == [truth.DecodeIds(numbers) for numbers in ids]
+    if not options:
+        assert [ours.decode(numbers) for numbers in ids] == [text.replace("\u2581", " ") for text in every]
 
 
 def test_text_never_becomes_a_control_token(tokenizer_dir: Path) -> None:
@@ -68,3 +69,65 @@ def test_an_empty_file_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").touch()
     with pytest.raises(UserError, match=r"tokenizer\.model is empty: copy or download it again"):
         open_tokenizer(tmp_path)
+
+
+def put(folder: Path, **files: object) -> None:
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_added_tokens_have_ids_and_no_text_gives_them(tokenizer_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(tokenizer_dir / "tokenizer.model", tmp_path)
+    settings = {"added_tokens_decoder": {"1": {"content": "<s>", "special": True}, "400": {"content": "<|im_start|>"}}}
+    put(tmp_path, added_tokens={"<|im_end|>": 401}, tokenizer_config=settings)
+    bare, ours = open_tokenizer(tokenizer_dir), open_tokenizer(tmp_path)
+    assert ours.special == {"<s>": 1, "</s>": 2, "<|im_start|>": 400, "<|im_end|>": 401}
+    assert (bare.vocab_size, ours.vocab_size, ours.token_id("<|im_end|>")) == (400, 402, 401)
+    text = "<|im_start|>user\nhi<|im_end|>"
+    assert ours.encode(text) == bare.encode(text) and ours.decode(ours.encode(text)) == text
+    assert ours.decode([1, 400, *ours.encode("hi"), 401, 2]) == "hi"
+
+
+def test_ordinary_pieces_by_name(tokenizer_dir: Path) -> None:
+    ours = open_tokenizer(tokenizer_dir)
+    assert ours.token_id("<0x0A>") == 13 and ours.encode("<0x0A>") != [13]
+    with pytest.raises(UserError) as error:
+        ours.token_id("<s")
+    assert str(error.value) == f"{tokenizer_dir}/tokenizer.model has no token '<s': did you mean '<s>'?"
+
+
+def test_a_model_without_marks_takes_the_configs(tmp_path: Path) -> None:
+    train(tmp_path / "tokenizer.model", 390, bos_id=-1, eos_id=-1)
+    assert (open_tokenizer(tmp_path).bos_id, open_tokenizer(tmp_path).eos_id) == (-1, -1)
+    put(tmp_path, added_tokens={"<|end|>": 390}, special_tokens_map={"eos_token": {"content": "<|end|>"}})
+    assert (open_tokenizer(tmp_path).bos_id, open_tokenizer(tmp_path).eos_id) == (-1, 390)
+
+
+def test_sentencepiece_is_the_truth_beside_a_tokenizer_json(tokenizer_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(tokenizer_dir / "tokenizer.model", tmp_path)
+    library = Tokenizer(models.WordLevel({"hello": 0}, "hello"))
+    library.post_processor = processors.TemplateProcessing("<s> $A", None, special_tokens=[("<s>", 1)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path / "tekken.json", named=False)
+    ours = open_tokenizer(tmp_path)
+    assert (ours.kind, ours.path) == ("sentencepiece", tmp_path / "tokenizer.model")
+    assert ours.add_bos, "as tokenizer.json does, where tokenizer_config.json does not say it"
+    assert open_tokenizer(tmp_path / "tokenizer.json").encode("hello") == [0], "a file that is named is taken"
+    (tmp_path / "tokenizer.model").unlink()
+    assert open_tokenizer(tmp_path).kind == "mistral-common"
+
+
+def test_every_file_is_known_by_its_hash(tokenizer_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(tokenizer_dir / "tokenizer.model", tmp_path)
+    put(tmp_path, tokenizer_config={"add_bos_token": True}, config={})
+    names = ("tokenizer.model", "tokenizer_config.json")
+    hashes = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names}
+    assert open_tokenizer(tmp_path).files == hashes
+    assert open_tokenizer(tmp_path).sha256 == hashes["tokenizer.model"]
+
+
+@pytest.mark.parametrize(("content", "reason"), [("[]", "is no JSON object"), ("{", "is damaged")])
+def test_damaged_files_beside_are_refused(tokenizer_dir: Path, tmp_path: Path, content: str, reason: str) -> None:
+    shutil.copy(tokenizer_dir / "tokenizer.model", tmp_path)
+    (tmp_path / "added_tokens.json").write_text(content)
+    assert refused(tmp_path).startswith(f"{tmp_path}/added_tokens.json {reason}")

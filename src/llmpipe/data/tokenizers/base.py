@@ -42,7 +42,8 @@ class Tokenizer(ABC):
         """The id of a token by its name, as `<|im_start|>`; UserError if the vocabulary has none of it."""
         number = self.special.get(name, self._piece_id(name))
         if number is None:
-            raise UserError(f"{self.path} has no token {name!r}: {nearest(name, self.special)}")
+            named = [token for token in self.special if not any(word in token for word in ("reserved", "SPECIAL_"))]
+            raise UserError(f"{self.path} has no token {name!r}: {nearest(name, named)}")
         return number
 
     @cached_property
