@@ -20,6 +20,8 @@ from llmpipe.layout import Layout
 
 CONFIG = Path("config")
 DATASET = (".bin", ".idx", ".manifest.json")
+ROLES = (".roles.bin", ".roles.idx")
+"""What a corpus of chats has besides."""
 
 
 def names(kind: str) -> list[str]:
@@ -127,16 +129,20 @@ def corpus_files(name: str, there: Callable[[str], bool]) -> list[str]:
     return found
 
 
-def corpora(parted: bool) -> list[str]:
-    """The corpora that are tokenized in several jobs, or in one; among these are wrong files, told when asked for."""
-    return [name for name in names("corpora") if (_parts(name) > 1) == parted]
+def corpora(parted: bool, chat: bool) -> list[str]:
+    """The corpora that are tokenized in several jobs, or in one, of chats, or not.
+
+    Wrong files are among those of text in one job: they are told when they are asked for.
+    """
+    return [name for name in names("corpora") if _kind(name) == (parted, chat)]
 
 
-def _parts(name: str) -> int:
+def _kind(name: str) -> tuple[bool, bool]:
     try:
-        return corpus(name).parts
+        found = corpus(name)
+        return found.parts > 1, found.kind == "chat"
     except UserError:
-        return 1
+        return False, False
 
 
 def one_of(choices: list[str]) -> str:
@@ -153,7 +159,12 @@ def part_prefixes(model_name: str, corpus_name: str) -> list[str]:
 
 def part_files(model_name: str, corpus_name: str) -> list[str]:
     """The files of these datasets."""
-    return [prefix + suffix for prefix in part_prefixes(model_name, corpus_name) for suffix in DATASET]
+    suffixes = _suffixes(corpus_name)
+    return [prefix + suffix for prefix in part_prefixes(model_name, corpus_name) for suffix in suffixes]
+
+
+def _suffixes(corpus_name: str) -> tuple[str, ...]:
+    return DATASET + ROLES if corpus(corpus_name).kind == "chat" else DATASET
 
 
 def check_run(name: str, there: Callable[[str], bool]) -> None:
@@ -206,7 +217,8 @@ def cards(run_name: str) -> list[str]:
 
 def dataset_files(run_name: str) -> list[str]:
     """The files of a run's datasets."""
-    return [prefix + suffix for prefix in datasets(run_name) for suffix in DATASET]
+    made = zip(datasets(run_name), run(run_name).data, strict=True)
+    return [prefix + suffix for prefix, corpus_name in made for suffix in _suffixes(corpus_name)]
 
 
 def finetune_options(run_name: str) -> str:

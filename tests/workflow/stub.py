@@ -14,13 +14,17 @@ def main() -> None:
     output, part = Path(given["output"]), ""
     if given.get("part"):
         part = f".part-{given['part'].replace('/', '-of-')}"
+    dataset = [".bin", ".idx", ".manifest.json"]
+    told = Path(given.get("inputs", [""])[0])
+    if "chats" in output.name and (name == "merge" or "kind: chat" in told.read_text()):
+        dataset += [".roles.bin", ".roles.idx"]
     made = {
         "download": [output / "config.json"],
         "convert": [output / "config.json"],
         "verify": [output.with_suffix(suffix) for suffix in (".json", ".md", ".html")],
         "shard": [output / "tp0-pp0.safetensors"],
-        "tokenize": [Path(f"{output}{part}{suffix}") for suffix in (".bin", ".idx", ".manifest.json")],
-        "merge": [Path(f"{output}{suffix}") for suffix in (".bin", ".idx", ".manifest.json")],
+        "tokenize": [Path(f"{output}{part}{suffix}") for suffix in dataset],
+        "merge": [Path(f"{output}{suffix}") for suffix in dataset],
         "finetune": [output / "weights" / "x", output / "metrics.jsonl", output / "run.json"],
         "evaluate": [output / f"table{suffix}" for suffix in (".json", ".md", ".html")],
         "export": [output / "config.json"],

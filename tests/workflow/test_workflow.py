@@ -167,6 +167,23 @@ def test_a_corpus_in_parts_is_tokenized_by_as_many_jobs(project: Path, snakemake
 
 
 @pytest.mark.usefixtures("inputs")
+def test_chats_have_roles_in_one_job_and_in_parts(project: Path, snakemake: Snakemake) -> None:
+    corpus = project / "config/corpora/chats.yaml"
+    corpus.write_text("files: [data/corpus.jsonl]\nkind: chat\n")
+    run = project / "config/runs/llama2_7b.yaml"
+    run.write_text(run.read_text().replace("{text:", "{chats:"))
+    made = sorted(f"chats{suffix}" for suffix in (".bin", ".idx", ".manifest.json", ".roles.bin", ".roles.idx"))
+    for parts, jobs in ((1, {"tokenize_chat": 1}), (2, {"tokenize_chat_part": 2, "merge_chat_parts": 1})):
+        corpus.write_text(f"files: [data/corpus.jsonl]\nkind: chat\nparts: {parts}\n")
+        done = snakemake("-c", "2", "--forcerun", *jobs, "--", "results/models/llama2_7b/corpora/chats.roles.idx")
+        assert done.returncode == 0, done.stdout
+        counts = job_counts(done.stdout)
+        assert {name: count for name, count in counts.items() if "chat" in name} == jobs
+        assert sorted(path.name for path in (project / "results/models/llama2_7b/corpora").iterdir()) == made
+    assert "corpora/chats.roles.bin" in snakemake("-n", "finetune_llama2_7b").stdout
+
+
+@pytest.mark.usefixtures("inputs")
 def test_a_corpus_of_names_with_stars(project: Path, snakemake: Snakemake) -> None:
     corpus = project / "config/corpora/text.yaml"
     corpus.write_text(corpus.read_text().replace("[data/corpus.jsonl]", '["data/part-*.jsonl"]'))

@@ -1,5 +1,7 @@
 # The text: tokens are a model's, because its tokenizer makes them. A corpus with `parts:` is tokenized by as many jobs.
-PARTED = project.corpora(parted=True)
+# Chats also have roles; the rules that make them are the same otherwise.
+WHOLE, PARTED = (project.corpora(parted, chat=False) for parted in (False, True))
+CHATS, PARTED_CHATS = (project.corpora(parted, chat=True) for parted in (False, True))
 
 
 rule tokenize:
@@ -16,13 +18,24 @@ rule tokenize:
     benchmark:
         "logs/tokenize/{model}.{corpus}.benchmark.tsv"
     wildcard_constraints:
-        corpus=project.one_of(project.corpora(parted=False)),
+        corpus=project.one_of(WHOLE),
     threads: 8
     params:
         prefix=subpath(output.bin, strip_suffix=".bin"),
     shell:
         "llmpipe tokenize {input.corpus} --tokenizer {input.tokenizer} --output {params.prefix}"
         " --workers {threads} --log {log}"
+
+
+use rule tokenize as tokenize_chat with:
+    output:
+        bin="results/models/{model}/corpora/{corpus}.bin",
+        idx="results/models/{model}/corpora/{corpus}.idx",
+        manifest="results/models/{model}/corpora/{corpus}.manifest.json",
+        roles="results/models/{model}/corpora/{corpus}.roles.bin",
+        roles_idx="results/models/{model}/corpora/{corpus}.roles.idx",
+    wildcard_constraints:
+        corpus=project.one_of(CHATS),
 
 
 rule tokenize_part:
@@ -52,6 +65,25 @@ rule tokenize_part:
         " --part {wildcards.part}/{wildcards.parts} --workers {threads} --log {log}"
 
 
+use rule tokenize_part as tokenize_chat_part with:
+    output:
+        bin=temp("results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.bin"),
+        idx=temp("results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.idx"),
+        manifest=temp(
+            "results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.manifest.json"
+        ),
+        roles=temp(
+            "results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.roles.bin"
+        ),
+        roles_idx=temp(
+            "results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.roles.idx"
+        ),
+    wildcard_constraints:
+        corpus=project.one_of(PARTED_CHATS),
+        part="[0-9]+",
+        parts="[0-9]+",
+
+
 rule merge_parts:
     input:
         by("model corpus", project.part_files),
@@ -70,3 +102,14 @@ rule merge_parts:
         prefix=subpath(output.bin, strip_suffix=".bin"),
     shell:
         "llmpipe merge {params.parts} --output {params.prefix} --log {log}"
+
+
+use rule merge_parts as merge_chat_parts with:
+    output:
+        bin="results/models/{model}/corpora/{corpus}.bin",
+        idx="results/models/{model}/corpora/{corpus}.idx",
+        manifest="results/models/{model}/corpora/{corpus}.manifest.json",
+        roles="results/models/{model}/corpora/{corpus}.roles.bin",
+        roles_idx="results/models/{model}/corpora/{corpus}.roles.idx",
+    wildcard_constraints:
+        corpus=project.one_of(PARTED_CHATS),
