@@ -2,10 +2,10 @@
 
     python benchmarks/planted_faults.py --output docs/numbers/verification.md
 
-Every conversion of the test matrix (tests/matrix: families x formats x TP x PP) is verified in both directions: none
-may be refused. Then each route's subject gets one fault after the other, signed anew, so that only the verification can
-find it. The page has the margins of both: the largest value of each check in a correct conversion, and for each fault
-the smallest by which a check exceeds its limit.
+Every conversion of the test matrix (tests/matrix: families x formats x TP x PP) is verified in both directions, and
+adapters of every kind are merged: none may be refused. Then each route's subject gets one fault after the other, signed
+anew, so that only the verification can find it. The page has the margins of both: the largest value of each check in a
+correct conversion, and for each fault the smallest by which a check exceeds its limit.
 """
 
 import argparse
@@ -20,11 +20,19 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/matrix"))
-from matrix_cells import HOLDS, RANKS, SPLITS, back, deal, make, there
-from matrix_models import MODELS
-from planted import NOT_KNOWN, ROUTES, Found, ask, margin, plant_all
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/verify"))
+from matrix_cells import FORMATS, HOLDS, RANKS, SPLITS, back, deal, make, there
+from matrix_models import MODELS, save
+from merge_faults import MERGE_FAULTS
+from peft_files import KINDS, make_adapter
+from planted import NOT_KNOWN, Found, ask, edit, margin, plant_all, sign
+
+from llmpipe.checkpoint.changes import Changes
+from llmpipe.checkpoint.convert import convert
+from llmpipe.checkpoint.formats import Told, open_source
 
 PROCESSES = ("2x2", "4x1", "1x3")
 """Layouts of rank files whose forward is run in tp x pp processes for every model that they fit."""
@@ -44,6 +52,37 @@ def correct(name: str, folder: Path) -> list[Found]:
             ranks = deal(made, layout, folder / f"ranks {layout}")
             found.append(ask("rank files", "", ranks, made.checkpoint, folder))
     return found
+
+
+MERGED = "adapter merged → checkpoint"
+ADAPTED = {"llama": "meta 2", "biases": "mcore 2x2", "mistral": "epf 2x2", "falcon new decoder": "epf 2x2",
+           "qwen2": "legacy 2x2", "qwen3": "mcore 1x1", "tied": "easylm"}  # fmt: skip
+"""Models that adapters of every kind are merged into, and the format that the base also comes from."""
+
+
+def merged(name: str, folder: Path) -> list[Found]:
+    """An adapter of each kind merged into Hugging Face's files, and into another format's."""
+    source, found = save(name, folder / "source"), []
+    told = Told(open_source(source).shape)
+    convert(source, folder / "there", FORMATS[ADAPTED[name]])
+    for kind in KINDS:
+        make_adapter(kind, load_file(source / "model.safetensors"), folder / kind)
+        for base in (source, folder / "there"):
+            convert(base, folder / "subject", told=told, changes=Changes(folder / kind))
+            found.append(ask(MERGED, "", folder / "subject", base, folder))
+    return found
+
+
+def wrongly_merged(fault: str, folder: Path) -> Found:
+    """What verify says of a wrong merge."""
+    kind, wrong = MERGE_FAULTS[fault]
+    source = save("llama", folder / "source")
+    base = load_file(source / "model.safetensors")
+    good = make_adapter(kind, base, folder / "adapter")
+    convert(source, folder / "subject", changes=Changes(folder / "adapter"))
+    edit(folder / "subject", lambda draft: draft.tensors.update(wrong(base, good)))
+    sign(folder / "subject")
+    return ask(MERGED, f"adapter: {fault}", folder / "subject", source, folder)
 
 
 def number(value: float | None) -> str:
@@ -72,22 +111,27 @@ def fault_table(planted: list[Found]) -> list[str]:
     kinds: dict[str, list[Found]] = defaultdict(list)
     for found in planted:
         kinds[found.fault].append(found)
-    columns = "fault | routes | caught | by the logits | least | by the bytes | by settings or files | found first at"
-    rows = [f"| {columns} |", "|---|---:|---:|---:|---:|---:|---:|---|"]
+    columns = "fault | routes | caught | by the logits | least | by the bytes | by the way back | by settings or files"
+    rows = [f"| {columns} | found first at |", "|---|---:|---:|---:|---:|---:|---:|---:|---|"]
     for name, each in kinds.items():
         forward = [max((margin(c) for c in f.by if c["limit"]), default=0) for f in each]
         seen = [value for value in forward if value]
         least = min(seen, default=0)
         bytes_ = sum(any(c["name"] in BYTES for c in f.by) for f in each)
-        others = sum(any(c["name"] not in BYTES and not c["limit"] for c in f.by) or not f.checks for f in each)
+        trips = sum(any(c["name"] == TRIP for c in f.by) for f in each)
+        others = sum(
+            any(c["name"] not in {*BYTES, TRIP} and not c["limit"] for c in f.by) or not f.checks for f in each
+        )
         weakest = min(each, key=lambda found: len(found.by) or 99)
         first = short(weakest.first)
         shown = "-" if not seen else "∞" if least == float("inf") else f"{least:.1g} times"
         caught = sum(found.caught for found in each)
-        rows.append(f"| {name} | {len(each)} | {caught} | {len(seen)} | {shown} | {bytes_} | {others} | {first} |")
+        finds = f"{bytes_} | {trips} | {others} | {first}"
+        rows.append(f"| {name} | {len(each)} | {caught} | {len(seen)} | {shown} | {finds} |")
     return rows
 
 
+TRIP = "round trip"
 BYTES = {"parameters", "tensors without a partner", "slices not bit-equal", "tensors missing or left over",
          "tables with other rows in their padding", "storage"}  # fmt: skip
 
@@ -102,18 +146,19 @@ def page(right: list[Found], planted: list[Found], seconds: float) -> str:
     planted = [found for found in planted if found not in known]
     refused = [found for found in right if found.caught]
     missed = [found for found in planted if not found.caught]
-    kinds = {found.fault for found in planted}
+    kinds, routes = {found.fault for found in planted}, len({found.route for found in planted})
     lines = [
         "# What verification finds, and what it lets pass", "",
         "`benchmarks/planted_faults.py`. Tiny random models by transformers, fp32, of every family; the formats and",
-        "layouts are those of tests/matrix.", "",
+        "layouts are those of tests/matrix, the adapters those of tests/verify.", "",
         f"- correct conversions verified: {len(right)}; refused: {len(refused)}",
-        f"- faults planted: {len(planted)} of {len(kinds)} kinds on {len(ROUTES)} routes; not found: {len(missed)}", "",
+        f"- faults planted: {len(planted)} of {len(kinds)} kinds on {routes} routes; not found: {len(missed)}", "",
         "## Correct conversions", "", *correct_table(right), "",
         "## Planted faults", "",
         "By the logits: the routes where the logits, the loss or the divergence exceed their limit, and by how much",
         "the worst of these exceeds it at least (∞: no number came out: another size, NaN). Faults that the logits do",
-        "not show are found by the bytes, the settings or the files.",
+        "not show are found by the bytes, the settings or the files. The way back is the row `round trip`, which a",
+        "merged adapter and rank files do not have.",
         "", *fault_table(planted), "",
         *[f"- **not found**: {found.fault} ({found.route})" for found in missed],
         *[f"- **refused**: {found.route}: {found.first}" for found in refused],
@@ -136,6 +181,13 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             right += correct(name, Path(folder))
         print(f"{name}: {len(right)} correct, {sum(found.caught for found in right)} refused", flush=True)
+    for name in ADAPTED:
+        with tempfile.TemporaryDirectory() as folder:
+            right += merged(name, Path(folder))
+    print(f"adapters: {len(right)} correct, {sum(found.caught for found in right)} refused", flush=True)
+    for fault in MERGE_FAULTS:
+        with tempfile.TemporaryDirectory() as folder:
+            planted.append(wrongly_merged(fault, Path(folder)))
     for found in plant_all():
         (planted if found.fault else right).append(found)
         if found.caught != bool(found.fault):

@@ -164,12 +164,17 @@ def edit(path: Path, fault: hf_faults.Fault) -> bool:
 def plant(laid: Laid, name: str, folder: Path) -> Found | None:
     """Verify a copy of the subject with a fault; None where it does not apply or changes nothing."""
     subject = Path(shutil.copytree(laid.subject, folder / laid.subject.name))
-    made = manifest.read(subject)
-    if faults_of(laid.route)[name](subject) is False:
+    before = manifest.read(subject).digest
+    if faults_of(laid.route)[name](subject) is False or sign(subject) == before:
         return None
+    return ask(laid.route.name, name, subject, laid.reference, folder)
+
+
+def sign(subject: Path) -> str:
+    """Write the manifest anew, of the same origin; its digest."""
+    made = manifest.read(subject)
     (subject / manifest.NAME).unlink()
-    signed = manifest.write(subject, made.kind, made.source)
-    return None if signed.digest == made.digest else ask(laid.route.name, name, subject, laid.reference, folder)
+    return manifest.write(subject, made.kind, made.source).digest
 
 
 def ask(route: str, fault: str, subject: Path, reference: Path, folder: Path) -> Found:

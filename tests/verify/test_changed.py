@@ -1,11 +1,11 @@
 """Checkpoints that convert changed on the way pass against their source, and a wrong change does not."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from merge_faults import EMBED, HEAD, MERGE_FAULTS
 from peft_files import make_adapter
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -61,57 +61,12 @@ def resigned(path: Path, tensors: dict[str, torch.Tensor], **config) -> None:
     manifest.write(path, "checkpoint", made)
 
 
-def flip_the_lowest_bit(tensor: torch.Tensor) -> torch.Tensor:
-    bits = tensor.clone().view(torch.int32)
-    bits[7, 2] ^= 1
-    return bits.view(torch.float32)
-
-
-Q, K, DOWN = (f"model.layers.1.{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"))
-FAULTS = {  # of which kind of adapter; what a wrong merge would have made of it: base, rightly merged -> wrong
-    "not merged": ("lora", lambda base, good: base),
-    "scaled by half": ("lora", lambda base, good: {name: (base[name] + good[name]) / 2 for name in good}),
-    "scaled a ten-thousandth too far": (
-        "lora", lambda base, good: {name: good[name] + 1e-4 * (good[name] - base[name]) for name in good}),
-    "rsLoRA as LoRA": (
-        "rslora", lambda base, good: {name: base[name] + (good[name] - base[name]) / 3**0.5 for name in good}),
-    "DoRA's lengths left out": ("dora", lambda base, good: good | merged_as("lora", base)),
-    "DoRA's lengths without direction": (
-        "dora", lambda base, good: {name: base[name] * (good[name].norm(dim=-1) / base[name].norm(dim=-1))[..., None]
-                                    if base[name].ndim == 2 else base[name] for name in good}),
-    "one layer of two": (
-        "lora", lambda base, good: {name: base[name] if ".1." in name else good[name] for name in good}),
-    "one module left out": ("patterns", lambda base, good: good | {K: base[K]}),
-    "patterns left out": ("patterns", lambda base, good: merged_as("lora", base) | {DOWN: good[DOWN]}),
-    "a pattern of another module": ("patterns", lambda base, good: good | {Q: base[Q] + 5 / 9 * (good[Q] - base[Q])}),
-    "merged twice": ("lora", lambda base, good: {name: 2 * good[name] - base[name] for name in good}),
-    "an update's sign": ("lora", lambda base, good: {name: 2 * base[name] - good[name] for name in good}),
-    "q's rows in Meta's order": ("lora", lambda base, good: good | {Q: base[Q] + interleaved(good[Q] - base[Q])}),
-    "embedding's factors left out": ("embedding", lambda base, good: good | {EMBED: base[EMBED]}),
-    "head of its own left out": ("whole", lambda base, good: good | {HEAD: base[HEAD]}),
-    "one bit of a merged tensor": ("lora", lambda base, good: good | {Q: flip_the_lowest_bit(good[Q])}),
-    "one bit of another tensor": ("lora", lambda base, good: good | {EMBED: flip_the_lowest_bit(good[EMBED])}),
-    "rounded to bf16 on the way": ("lora", lambda base, good: {name: good[name].bfloat16().float() for name in good}),
-}  # fmt: skip
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
-def merged_as(kind: str, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same random factors merged by another kind's formula."""
-    with tempfile.TemporaryDirectory() as folder:
-        return make_adapter(kind, base, Path(folder) / "other")
-
-
-def interleaved(update: torch.Tensor) -> torch.Tensor:
-    return update.unflatten(0, (4, 2, 4)).transpose(1, 2).reshape(update.shape)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", MERGE_FAULTS)
 def test_a_wrong_merge_is_refused(tmp_path: Path, fault: str) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=61, num_key_value_heads=2, max_position_embeddings=64, **SIZES)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
-    kind, wrong = FAULTS[fault]
+    kind, wrong = MERGE_FAULTS[fault]
     base = load_file(tmp_path / "source/model.safetensors")
     good = make_adapter(kind, base, tmp_path / "adapter")
     convert(tmp_path / "source", tmp_path / "out", changes=Changes(tmp_path / "adapter"))

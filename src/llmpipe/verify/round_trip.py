@@ -92,7 +92,7 @@ def _compare(
 
 def _comes_back(mover: Mover, each: StoredBytes) -> bool:
     """Whether a tensor of the source is what the writer makes of the checkpoint."""
-    if each.laid_out is None:
+    if each.laid_out is None or not each.laid_out.parts:
         return False
     stored, held = _true_rows(each.laid_out), each.read()
     held = held[: stored.shape[0]]  # without padding

@@ -15,7 +15,7 @@ from llmpipe.checkpoint import easylm, meta_write
 from llmpipe.checkpoint.layouts import Stored, hf_layout
 from llmpipe.checkpoint.megatron.dialect import Dialect
 from llmpipe.checkpoint.megatron.dialects import DIALECTS
-from llmpipe.checkpoint.megatron.layout import Grid, Place, rank_layout
+from llmpipe.checkpoint.megatron.layout import Grid, Place, check_split, rank_layout
 from llmpipe.families import FAMILIES, ONE_STAGE, Shape
 from llmpipe.verify.easylm import EasyLMModel
 from llmpipe.verify.hf import HfModel
@@ -82,6 +82,7 @@ def _megatron(source: MegatronModel, shape: Shape) -> Iterator[StoredBytes]:
     head = weights.sizes(None, "head.weight")[0] if weights.convention.copied_head else None
     padded = weights.sizes(None, "embedding.weight")[0] * files.tp
     grid = Grid(files.tp, ONE_STAGE, padded, source.neighbours, head)
+    check_split(dialect, shape, grid)
     for rank in range(files.tp):
         layout = {placed.stored.name: placed.stored for placed in rank_layout(dialect, shape, grid, Place(rank, 0))}
         layout |= _copy_of_embedding(layout, dialect.tied_head, shape)
