@@ -1,5 +1,7 @@
 """llmpipe inspect."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from llmpipe.cli.sources import told, with_told
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Show a dataset's first documents as text.")
+@click.option("--mask", is_flag=True, help="Show a dataset's first chats, and what of them is trained.")
 @click.option("--documents", type=click.IntRange(min=1), default=3, show_default=True, help="How many of them.")
 @click.option("--tensors", is_flag=True, help="List every tensor of weights: type, sizes, our name.")
 @with_told
 @with_log
-def command(path: Path, tokenizer: Path | None, documents: int, tensors: bool, **more: Any) -> None:
+def command(path: Path, tokenizer: Path | None, mask: bool, documents: int, tensors: bool, **more: Any) -> None:
     """Show what a dataset, checkpoint, rank files, other weights or a run hold, on standard output.
 
     PATH is a dataset's prefix (its files without .bin and .idx), a directory with a manifest.json, a run's folder, or
@@ -35,9 +38,14 @@ def command(path: Path, tokenizer: Path | None, documents: int, tensors: bool, *
         from llmpipe.data.describe import describe, first_documents
 
         click.echo(describe(path))
-        if tokenizer:
+        if mask:
+            from llmpipe.data.mask import masked_documents
+
+            colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+            click.echo("\n" + masked_documents(path, tokenizer, documents, colours))
+        elif tokenizer:
             click.echo("\n" + first_documents(path, tokenizer, documents))
-    elif (path / manifest.NAME).is_file():
+    elif manifest.has(path):
         from llmpipe.checkpoint.describe import describe
 
         click.echo(describe(path, tensors, told(**more)))

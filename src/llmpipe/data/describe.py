@@ -34,6 +34,7 @@ def _manifest_rows(facts: dict[str, Any] | None) -> dict[str, str]:
     tokenizer, empty = facts["tokenizer"], facts["empty_documents"]
     rows = {
         "left out": f"{empty:,} documents without text",
+        **_chat_rows(facts),
         "tokenizer": f"{tokenizer['path']}, {tokenizer['vocab_size']:,} tokens, SHA-256 {tokenizer['sha256']}",
         "BOS": "before each document" if facts["bos"] else "none",
         "EOD": "after each document" if facts["append_eod"] else "none",
@@ -41,6 +42,17 @@ def _manifest_rows(facts: dict[str, Any] | None) -> dict[str, str]:
     }
     for number, source in enumerate(facts["sources"], start=1):
         rows[f"source {number}"] = f"{source['path']}, {source['bytes']:,} bytes, SHA-256 {source['sha256']}"
+    return rows
+
+
+def _chat_rows(facts: dict[str, Any]) -> dict[str, str]:
+    """What only a dataset of chats has."""
+    if facts.get("corpus_kind") != "chat":
+        return {}
+    rows = {"chats": f"fields {facts['fields'] or 'of a known kind'}, template {facts.get('template', 'none')}"}
+    if facts["max_length"]:
+        split, dropped = facts["split_chats"], facts["dropped_chats"]
+        rows["over long"] = f"more than {facts['max_length']:,} tokens: {split:,} split at turns, {dropped:,} left out"
     return rows
 
 
