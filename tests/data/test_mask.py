@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from click.testing import CliRunner
 from data_help import dataset, train
 
@@ -32,9 +33,9 @@ def chats(tmp_path: Path) -> Path:
 
 def test_what_is_trained_stands_in_brackets(chats: Path) -> None:
     text = run(inspect, chats, "--mask", "--documents", 2)
-    assert (
-        "document 0, 39 tokens, 15 of them trained" in text or "<s>[INST] 2 + 2? [/INST]⟦ It is [4].\nYes </s>⟧" in text
-    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(chats.parent / "tokenizer/tokenizer.model"))
+    prompt, whole = (len(model.encode(f"[INST] 2 + 2? [/INST]{answer}")) for answer in ("", " It is [4].\nYes "))
+    assert f"\ndocument 0, {whole + 2} tokens, {whole - prompt + 1} of them trained\n" in text
     assert "\n<s>[INST] 2 + 2? [/INST]⟦ It is [4].\nYes </s>⟧\n" in text
     assert text.endswith("\n<s>[INST] é 天? [/INST]⟦ 天 </s>⟧\n")
     assert "  chats       fields of a known kind, template llama2\n" in text
@@ -51,6 +52,6 @@ def test_what_cannot_be_shown_is_said(chats: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="text has no roles: it is text, and all of it is trained"):
         run(inspect, tmp_path / "text", "--mask")
     (tmp_path / "tokenizer").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="not at .*/tokenizer/tokenizer.model any more: name it with --tokenizer"):
+    with pytest.raises(UserError, match=r"not at .*/tokenizer/tokenizer\.model any more: name it with --tokenizer"):
         run(inspect, chats, "--mask")
     assert "⟦ 天 </s>⟧" in run(inspect, chats, "--mask", "--tokenizer", tmp_path / "moved")
