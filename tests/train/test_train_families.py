@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from hf_twins import VOCAB, in_our_names, shape_of, theirs
 from llmpipe.checkpoint import manifest
+from llmpipe.data.loader import Batch
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.model.decoder import Decoder
@@ -38,14 +39,15 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 
 
-def batch_of(step: int, dp: int, dp_rank: int) -> SimpleNamespace:
+def batch_of(step: int, dp: int, dp_rank: int) -> Batch:
     """A dp rank's share of a step's global batch: packed documents, some tokens untrained."""
     generator = torch.Generator().manual_seed(step)
     tokens, labels = torch.randint(VOCAB, (2, NUM_MICRO_BATCHES, 1, NUM_TOKENS), generator=generator)
     weights = (torch.rand(NUM_MICRO_BATCHES, 1, NUM_TOKENS, generator=generator) > 0.2).float()
     bounds = torch.tensor([[0, 3 + i, 20 + i, 32, 32] for i in range(NUM_MICRO_BATCHES)], dtype=torch.int32)
     own = slice(dp_rank * NUM_MICRO_BATCHES // dp, (dp_rank + 1) * NUM_MICRO_BATCHES // dp)
-    return SimpleNamespace(tokens=tokens[own], labels=labels[own], weights=weights[own], cu_seqlens=bounds[own])
+    lengths = (NUM_TOKENS,) * (own.stop - own.start)
+    return Batch(tokens[own], labels[own], weights[own], bounds[own], lengths)
 
 
 def train_all(names: list[str], layout: Layout) -> dict[str, list[float]]:
