@@ -11,6 +11,7 @@ from llmpipe.data import manifest
 from llmpipe.data.loader import Loader, check_tokenizer, check_vocab, heldout
 from llmpipe.data.sampling import Blend
 from llmpipe.errors import UserError
+from llmpipe.files import sha256
 
 ALL = [1.0, 0.0, 0.0]
 
@@ -106,8 +107,6 @@ def test_heldout_predicts_each_token_once(tmp_path: Path) -> None:
 
 
 def test_check_tokenizer(tmp_path: Path, tokenizer_dir: Path, other_tokenizer_dir: Path) -> None:
-    from llmpipe.files import sha256
-
     dataset(tmp_path / "d", [3])
     model, other = tokenizer_dir / "tokenizer.model", other_tokenizer_dir / "tokenizer.model"
     manifest.write(tmp_path / "d", facts(sha256(other)))
@@ -120,6 +119,24 @@ def test_check_tokenizer(tmp_path: Path, tokenizer_dir: Path, other_tokenizer_di
         f" ({sha256(model)[:12]});"
         f" tokenize the corpus again with --tokenizer {tokenizer_dir}"
     )
+
+
+def test_a_tokenizer_in_two_kinds_of_files_is_the_same_by_either(tmp_path: Path, tokenizer_dir: Path) -> None:
+    dataset(tmp_path / "d", [3])
+    model, other = tmp_path / "tokenizer.model", tmp_path / "tokenizer.json"
+    model.write_bytes((tokenizer_dir / "tokenizer.model").read_bytes())
+    other.write_text("{}")
+    both = {path.name: sha256(path) for path in (model, other)}
+    manifest.write(tmp_path / "d", facts(both["tokenizer.json"]))
+    check_tokenizer(tmp_path / "d", model)  # the dataset by tokenizer.json, the model has both
+    made = facts(both["tokenizer.model"])
+    made["tokenizer"]["files"] = both
+    manifest.write(tmp_path / "d", made)
+    model.unlink()
+    check_tokenizer(tmp_path / "d", other)  # the dataset with both, the model has tokenizer.json alone
+    other.write_text("{} ")
+    with pytest.raises(UserError, match="is a dataset tokenized by another tokenizer than the model's"):
+        check_tokenizer(tmp_path / "d", other)
 
 
 def test_check_tokenizer_without_a_manifest_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.rank_files import RankFilesSource
-from llmpipe.data.tokenizer import open_tokenizer
+from llmpipe.data.tokenizer import find_tokenizer, open_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES
 from llmpipe.inference.forward import Engine
@@ -50,7 +50,7 @@ def greedy_check(weights: Path, directory: Path) -> tuple[Check, list[str]]:
     if needed > available_bytes():
         detail = f"{needed / 2**30:.3g} GiB are needed in fp32, more than were free; the logits above are of all layers"
         return Check(_NAME, None, None, "not run", detail), []
-    if not any((weights / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    if find_tokenizer(weights) is None:
         return Check(_NAME, None, None, "not run", "the weights have no tokenizer"), []
     tokenizer = open_tokenizer(weights)
     prompts = [[tokenizer.bos_id] * (tokenizer.bos_id >= 0) + tokenizer.encode(text) for text in PROMPTS]
