@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llmpipe.data.documents import document
-from llmpipe.data.readers.block import BadRow
+from llmpipe.data.readers.block import BadRow, Repeated, WholeText
 
 ROW = {
     "title": "One",
@@ -34,7 +34,7 @@ def test_texts(keys: list[str], expected: str) -> None:
 
 
 def test_a_row_that_is_a_text_is_the_document() -> None:
-    assert document("as it is\n", ["text"], "") == b"as it is\n"
+    assert document(WholeText("as it is\n"), ["text"], "") == b"as it is\n"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,15 @@ def test_a_row_that_is_a_text_is_the_document() -> None:
     [
         (["a"], 'is a list, but each row has to be an object like {"text": "…"}'),
         (12, 'is a number, but each row has to be an object like {"text": "…"}'),
+        ("a text", 'is a text, but each row has to be an object like {"text": "…"}'),
+        (WholeText("a"), None),
+        (Repeated([("text", "a"), ("text", "b")]), "has the key 'text' more than once"),
+        (Repeated([("text", "a"), ("other", 1), ("other", 2)]), None),
+        (
+            {f"key {i}": 1 for i in range(1000)},
+            f"has no key 'text', its keys are {', '.join(map(repr, (f'key {i}' for i in range(20))))} and 980 more"
+            " (--text-key, or text_key in the corpus)",
+        ),
         (None, 'is null, but each row has to be an object like {"text": "…"}'),
         (True, 'is true or false, but each row has to be an object like {"text": "…"}'),
         (
@@ -59,7 +68,10 @@ def test_a_row_that_is_a_text_is_the_document() -> None:
         ),
     ],
 )
-def test_rows_without_a_text(row: Any, message: str) -> None:
+def test_rows_without_a_text(row: Any, message: str | None) -> None:
+    if message is None:
+        assert document(row, ["text"], "") == b"a"
+        return
     with pytest.raises(BadRow) as error:
         document(row, ["text"], "")
     assert str(error.value) == message

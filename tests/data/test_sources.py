@@ -47,6 +47,12 @@ def test_refusals(tmp_path: Path) -> None:
         assert message in str(error.value)
 
 
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jsonl")).touch()
+    with pytest.raises(UserError, match=r"the name of '.*caf\\udce9\.jsonl' is not UTF-8: rename the file"):
+        find_files([tmp_path])
+
+
 def test_a_link_to_a_directory_is_followed_but_not_in_circles(tmp_path: Path) -> None:
     touch(tmp_path, "real/a.txt", "d/b.txt")
     (tmp_path / "d/link").symlink_to(tmp_path / "real")

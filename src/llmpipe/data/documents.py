@@ -1,12 +1,12 @@
 """The text of a row: one key's, or several keys' joined; keys lead into nested objects by dots."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
-from llmpipe.data.readers.block import BadRow, shown
-from llmpipe.errors import nearest
+from llmpipe.data.readers.block import BadRow, Repeated, WholeText, listed, shown
 
-KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
+KINDS = {list: "a list", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
 
 
 def document(row: Any, keys: Sequence[str], separator: str) -> bytes:
@@ -14,7 +14,7 @@ def document(row: Any, keys: Sequence[str], separator: str) -> bytes:
 
     A row that is a text, as a .txt file's, is the document itself. BadRow for a row without such a text.
     """
-    if isinstance(row, str):
+    if isinstance(row, WholeText):
         return encoded(row)
     if len(keys) == 1:
         return encoded(text(row, keys[0]))
@@ -39,13 +39,15 @@ def value(row: Any, key: str, hint: str = "") -> Any:
     if not isinstance(row, dict):
         raise BadRow(f'is {kind_of(row)}, but each row has to be an object like {{"{key}": "…"}}')
     if key in row:
+        if isinstance(row, Repeated) and key in row.repeated:
+            raise BadRow(f"has the key {key!r} more than once")
         return row[key]
     name, dot, rest = key.partition(".")
     if dot and isinstance(row.get(name), dict):
         return value(row[name], rest, hint)
-    names = ", ".join(repr(name) for name in row) or "none"
-    near = f"; {nearest(key, row)}" if row else ""
-    raise BadRow(f"has no key {key!r}, its keys are {names}{near}{hint}")
+    near = get_close_matches(key, list(row)[:20], n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    raise BadRow(f"has no key {key!r}, its keys are {listed(row)}{meant}{hint}")
 
 
 def encoded(text: str) -> bytes:
@@ -59,4 +61,4 @@ def encoded(text: str) -> bytes:
 
 def kind_of(value: Any) -> str:
     """What a value is, in words."""
-    return KINDS.get(type(value), "an object")
+    return "a text" if isinstance(value, str) else KINDS.get(type(value), "an object")

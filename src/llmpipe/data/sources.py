@@ -46,7 +46,18 @@ def first_row(files: list[Path], keys: Sequence[str], optional: Sequence[str] = 
 
 def find_files(inputs: list[Path]) -> list[Path]:
     """The corpus files, those of a directory sorted; UserError for what is missing or of another kind."""
-    return [file for path in inputs for file in _expand(path)]
+    found = [file for path in inputs for file in _expand(path)]
+    for path in found:
+        _check_name(path)
+    return found
+
+
+def _check_name(path: Path) -> None:
+    """UserError for a name that no manifest can hold."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of {str(path)!a} is not UTF-8: rename the file") from error
 
 
 def _expand(path: Path) -> list[Path]:

@@ -78,7 +78,10 @@ def test_spans_share_no_row_and_lose_none(path: Path) -> None:
 def test_a_missing_column_is_named(path: Path) -> None:
     with pytest.raises(UserError) as error:
         read(whole(path), ("txt",))
-    assert str(error.value) == f"{path} has no column 'txt', its columns are id, text, meta, ids; did you mean 'text'?"
+    assert (
+        str(error.value)
+        == f"{path} has no column 'txt', its columns are 'id', 'text', 'meta', 'ids'; did you mean 'text'?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,13 @@ def test_a_damaged_file_is_named(path: Path, damage: Callable[[bytes], bytes]) -
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=f"{path.name} is damaged or no (Parquet|Arrow) file: "):
         read(whole(path))
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet has 2 columns 'text', its columns are 'text', 'text'"):
+        read(whole(tmp_path / "a.parquet"), ("text",))
 
 
 def test_a_flipped_page_is_told_or_gives_rows(tmp_path: Path) -> None:

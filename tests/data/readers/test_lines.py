@@ -126,6 +126,13 @@ def test_a_damaged_packed_file_is_named(tmp_path: Path, name: str, data: bytes, 
     assert str(error.value).startswith(f"{tmp_path / name} {message}")
 
 
+def test_keys_that_are_there_twice_are_known(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": {"b": 1, "b": 2}, "c": 3}\n{"a": 1, "b": 2, "a": 3}\n')
+    (_, first), (_, second) = read(whole(tmp_path / "a.jsonl"))
+    assert (first, second) == ({"a": {"b": 2}, "c": 3}, {"a": 3, "b": 2})
+    assert first["a"].repeated == {"b"} and second.repeated == {"a"} and not hasattr(first, "repeated")
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-8-sig")
     assert [row for _, row in read(whole(tmp_path / "a.jsonl"))] == [{"text": "one"}, {"text": "two"}]

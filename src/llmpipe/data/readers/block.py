@@ -1,7 +1,7 @@
 """What every reader gives: blocks, some rows of one file as they lie in it, which are parsed where they are encoded."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,21 @@ def whole(path: Path) -> Span:
     return Span(path, 0, size, size)
 
 
+class WholeText(str):
+    """A row that is a document itself, as a .txt file's."""
+
+    __slots__ = ()
+
+
+class Repeated(dict[str, Any]):
+    """An object of a row that has keys more than once, of which the last counts in JSON."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = {name for name in names if names.count(name) > 1}
+
+
 class BadRow(Exception):
     """What is wrong with a row: the words that follow its place, as in "is not JSON"."""
 
@@ -50,7 +65,7 @@ class Block(ABC):
 
     @abstractmethod
     def rows(self) -> Iterator[tuple[int, Any]]:
-        """Each row's number and what it holds: an object, a text, or BadRow."""
+        """Each row's number and what it holds: an object, a WholeText, what else JSON has, or BadRow."""
 
     def where(self, number: int) -> str:
         """The place of a row, for an error."""
@@ -75,3 +90,10 @@ def decoded(data: bytes) -> str:
         before = data[max(0, error.start - 20) : error.start].decode(errors="replace")
         found = f"byte 0x{data[error.start]:02X} after {before!r}"
         raise BadRow(f"is not UTF-8: {found}; convert the file to UTF-8") from error
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of some names, for an error."""
+    names = list(names)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(shown(name) for name in names[:20]) + more if names else "none"

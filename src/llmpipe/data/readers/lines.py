@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llmpipe.data.readers.block import BLOCK_BYTES, MAX_ROW_BYTES, BadRow, Block, Span, decoded, shown
+from llmpipe.data.readers.block import BLOCK_BYTES, MAX_ROW_BYTES, BadRow, Block, Repeated, Span, decoded, shown
 from llmpipe.data.readers.opened import Opened, is_packed
 from llmpipe.errors import UserError
 
@@ -96,10 +96,15 @@ def parsed(line: str | bytes) -> Any:
     """What a JSON text in UTF-8 holds; BadRow for what is not JSON."""
     line = line if isinstance(line, str) else decoded(line)
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}: character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
         raise BadRow(f"is not JSON ({reason}): {shown(line.strip())}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else Repeated(pairs)
 
 
 @lru_cache(maxsize=8)

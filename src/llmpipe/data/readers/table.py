@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmpipe.data.readers.block import BLOCK_BYTES, BadRow, Block, Span
+from llmpipe.data.readers.block import BLOCK_BYTES, BadRow, Block, Span, listed
 from llmpipe.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ def _columns(path: Path, names: list[str], keys: Sequence[str], optional: Sequen
         return key if key in names else key.partition(".")[0]
 
     for key in keys:
-        if column(key) not in names:
-            raise UserError(f"{path} has no column {key!r}, its columns are {', '.join(names)}; {nearest(key, names)}")
+        if names.count(column(key)) != 1:
+            found = f"{names.count(column(key))} columns" if column(key) in names else "no column"
+            raise UserError(f"{path} has {found} {key!r}, its columns are {listed(names)}; {nearest(key, names[:20])}")
     wanted = {column(key) for key in (*keys, *optional)}
     return [name for name in names if name in wanted or not keys]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmpipe.data.readers.block import MAX_ROW_BYTES, BadRow, Block, Span, decoded
+from llmpipe.data.readers.block import MAX_ROW_BYTES, BadRow, Block, Span, WholeText, decoded
 from llmpipe.data.readers.opened import Opened
 from llmpipe.errors import UserError
 
@@ -18,7 +18,7 @@ class Text(Block):
 
     def rows(self) -> Iterator[tuple[int, Any]]:
         try:
-            yield 1, decoded(self.content.removeprefix(codecs.BOM_UTF8))
+            yield 1, WholeText(decoded(self.content.removeprefix(codecs.BOM_UTF8)))
         except BadRow as error:
             cause = error.__cause__
             assert isinstance(cause, UnicodeDecodeError)
