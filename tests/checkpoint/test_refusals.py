@@ -11,7 +11,7 @@ import damaged
 import pytest
 import torch
 
-from llmpipe.checkpoint import meta_params, meta_write, mover
+from llmpipe.checkpoint import manifest, meta_params, meta_write, mover
 from llmpipe.checkpoint.containers.safetensors_file import Entry, header_bytes, split, write_index
 from llmpipe.checkpoint.containers.torch_skeleton import write_skeleton
 from llmpipe.checkpoint.convert import Target, convert, plan_convert, plan_shard, shard
@@ -186,6 +186,7 @@ def write_405b(folder: Path) -> None:
             file.truncate(len(header) + sum(entries[each].bytes for each in held))
     write_index(folder / "hf", files, 0)
     (folder / "hf/config.json").write_text(json.dumps(to_hf_config(shape, "bfloat16", 1, 2)))
+    manifest.write(folder / "hf", "checkpoint", {}, dict.fromkeys(files))
     (folder / "meta/params.json").write_text(json.dumps(meta_params.to_params(shape, True)))
     for name, tensors in meta_write.layout(shape, 8).items():
         tree = {one.name: torch.empty(one.shape, dtype=torch.bfloat16, device="meta") for one in tensors}

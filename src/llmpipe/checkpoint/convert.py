@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -102,10 +103,23 @@ def plan_convert(
     """What `convert` would read and write, in lines."""
     source = _opened(path, told, target, changes)
     check_output(path, output)
-    tokenizer = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"] if tokenizer_files.find(path) else []
-    others = [*{*carried.names(source.path), *(tokenizer if target.to == "hf" else []), manifest.NAME}]
-    others += {"hf": ["config.json"], "meta": ["params.json"]}.get(target.to, [])
-    return plan(source, detect(path), output, planned(source, target), others)
+    files = planned(source, target)
+    to_hash(path)  # a manifest that contradicts the files
+    with TemporaryDirectory() as scratch:
+        others = _beside(source, Path(scratch), target, changes)
+    return plan(source, detect(path), output, files, [*others, manifest.NAME])
+
+
+def _beside(source: TensorSource, scratch: Path, target: Target, changes: Changes) -> list[str]:
+    """The files beside the weights, made in a directory of their own: what they contradict, the real run would."""
+    if target.to == "hf":
+        hf.write_beside(source, scratch, target.dtype)
+        if changes.tokens:
+            grow.add_to_files(scratch, changes.tokens)
+    else:
+        tokenizer_files.carry(source.path, scratch)
+    more = {"meta": ["params.json"], "easylm": [easylm.METADATA]}.get(target.to, [])
+    return [*(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file()), *more]
 
 
 def planned(source: TensorSource, target: Target) -> Planned:
@@ -137,6 +151,7 @@ def plan_shard(path: Path, output: Path, tp: int, stages: Stages) -> list[str]:
     """What `shard` would read and write, in lines."""
     source = open_source(path)
     check_output(path, output)
+    manifest.to_hash(path, manifest.read(path))
     others = [*carried.names(path), "config.json", manifest.NAME]
     return plan(source, detect(path), output, rank_files.targets(source, tp, stages), others)
 

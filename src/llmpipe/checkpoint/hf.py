@@ -69,11 +69,21 @@ def write(mover: Mover, directory: Path, dtype: torch.dtype | None = None) -> di
     `dtype` None keeps each tensor's stored type. A source that already is such a directory is copied.
     """
     source = mover.source
-    hashes: dict[str, str | None] = {**tokenizer_files.complete(source, directory)}
-    same = all(dtype in (None, source.dtype(key)) for key in source.keys())  # noqa: SIM118
-    copied = isinstance(source, HfSource) and source.is_checkpoint and same
-    _write_config(source, directory, dtype, copied)
+    hashes: dict[str, str | None] = {**write_beside(source, directory, dtype)}
+    copied = _is_copied(source, dtype)
     return hashes | (_copy_weights(mover, directory) if copied else _write_weights(mover, directory, dtype))
+
+
+def write_beside(source: TensorSource, directory: Path, dtype: torch.dtype | None = None) -> dict[str, str]:
+    """Everything of a checkpoint but its weights and its manifest; returns the SHA-256 of what is not config.json."""
+    hashes = tokenizer_files.complete(source, directory)
+    _write_config(source, directory, dtype, _is_copied(source, dtype))
+    return hashes
+
+
+def _is_copied(source: TensorSource, dtype: torch.dtype | None) -> bool:
+    same = all(dtype in (None, source.dtype(key)) for key in source.keys())  # noqa: SIM118
+    return isinstance(source, HfSource) and source.is_checkpoint and same
 
 
 def _copy_weights(mover: Mover, directory: Path) -> dict[str, str | None]:

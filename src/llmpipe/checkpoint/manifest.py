@@ -53,17 +53,29 @@ def write(directory: Path, kind: str, source: dict[str, Any], known: dict[str, s
     return manifest
 
 
+def has(directory: Path) -> bool:
+    """Whether llmpipe's manifest lies there, a damaged one too; other tools write other things under that name."""
+    try:
+        values = json.loads((directory / NAME).read_bytes())
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(values, dict) or "llmpipe" in values
+
+
 def read(directory: Path) -> Manifest:
     """The manifest of a finished directory; UserError if there is none."""
     path = directory / NAME
-    if not path.is_file():
+    if not has(directory):
         raise UserError(
             f"{directory} has no {NAME}: it is not a finished output of llmpipe; run the stage that makes it again"
         )
     try:
         values = json.loads(path.read_text())
         found = Manifest(values["kind"], dict(values["source"]), dict(values["files"]), values["llmpipe"])
-        _ = found.digest, [entry["bytes"] for entry in found.files.values()]  # whatever is read later
+        _ = found.digest, sum(entry["bytes"] for entry in found.files.values())  # whatever is read later
+        _ = "".join(entry["sha256"] or "" for entry in found.files.values())
         return found
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): run the stage that makes it again") from error

@@ -51,7 +51,7 @@ def ffn_params(dim: int, ffn: int) -> dict[str, Any]:
 
 def to_params(shape: Shape, rows: bool) -> dict[str, Any]:
     """params.json; `rows`: as Llama 3's code reads it. UserError for what Meta's format cannot say."""
-    _check(shape)
+    check(shape)
     params: dict[str, Any] = {"dim": shape.hidden, "n_layers": shape.num_layers, "n_heads": shape.num_heads}
     if shape.num_kv_heads != shape.num_heads:
         params["n_kv_heads"] = shape.num_kv_heads
@@ -77,7 +77,8 @@ def _scaled_rope(shape: Shape) -> dict[str, Any]:
     return {"use_scaled_rope": True, "rope_scaling_factor": factor}
 
 
-def _check(shape: Shape) -> None:
+def check(shape: Shape) -> None:
+    """UserError, with each reason, for a model that Meta's format cannot say."""
     family = FAMILIES[shape.family]
     scaling = {key: value for key, value in (shape.rope_scaling or _SCALED).items() if key != "factor"}
     cannot = {

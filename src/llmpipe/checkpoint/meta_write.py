@@ -61,7 +61,8 @@ def write(
 def targets(
     source: TensorSource, tp: int = 1, dtype: torch.dtype | None = None, by_rows: bool | None = None
 ) -> dict[str, list[Filled]]:
-    """Each file and its tensors; UserError if the model cannot be split so."""
+    """Each file and its tensors; UserError if Meta's format cannot say what the model has, or be split so."""
+    meta_params.check(source.shape)
     check_split(source.shape, tp)
     files = layout(source.shape, tp, by_rows)
     return {

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmpipe.checkpoint import manifest
+from llmpipe.checkpoint import hf_weights, manifest
 from llmpipe.checkpoint.containers import distcp
 from llmpipe.checkpoint.containers.torch_file import verify_crc
 from llmpipe.checkpoint.easylm_files import split_prefix, weights_file
@@ -29,7 +29,7 @@ def origin(path: Path, kind: str, hashes: Mapping[Path, str] | None) -> dict[str
     `hashes` has the SHA-256 of what `to_hash` names. None for a conversion without: names and sizes alone.
     """
     plain = split_prefix(path)[1]
-    if (plain / manifest.NAME).is_file():
+    if manifest.has(plain):
         made = manifest.read(plain)
         manifest.compare(plain, made, hashes or {})
         return {"path": str(path), "format": kind, "digest": made.digest}
@@ -46,7 +46,7 @@ def origin(path: Path, kind: str, hashes: Mapping[Path, str] | None) -> dict[str
 def to_hash(path: Path) -> list[Path]:
     """The files of a source whose SHA-256 are its identity: those of its manifest, or all that say weights."""
     plain = split_prefix(path)[1]
-    if (plain / manifest.NAME).is_file():
+    if manifest.has(plain):
         return manifest.to_hash(plain, manifest.read(plain))
     return weight_files(plain)
 
@@ -54,7 +54,7 @@ def to_hash(path: Path) -> list[Path]:
 def check_all_sums(path: Path) -> None:
     """UserError if a foreign source's file differs from the checksums in it."""
     plain = split_prefix(path)[1]
-    if not (plain / manifest.NAME).is_file():
+    if not manifest.has(plain):
         for file in weight_files(plain):
             check_sums(file)
 
@@ -63,6 +63,9 @@ def weight_files(path: Path) -> list[Path]:
     """The files of a foreign source, a directory or a file, that say what its weights are."""
     if path.is_file():
         return [path]
+    if (path / "config.json").is_file() and hf_weights.holds_weights(path):  # other weights may lie beside
+        chosen = hf_weights.weight_files(path)
+        return sorted(path / name for name in {"config.json", *chosen.files, *([chosen.index] if chosen.index else [])})
     found = {file for pattern in _PATTERNS for file in path.glob(pattern) if file.is_file()}
     flax = weights_file(path)  # of any name
     return sorted(found | ({flax} if flax else set()))

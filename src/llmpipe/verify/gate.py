@@ -201,7 +201,7 @@ def open_kind(path: Path) -> str:
 def _intact(*directories: Path) -> Findings:
     """Whether the files are those of the manifests: a card speaks of digests. A foreign source has no manifest."""
     for directory in directories:
-        if not (directory / manifest.NAME).is_file():
+        if not manifest.has(directory):
             continue
         try:
             manifest.check(directory)
@@ -211,7 +211,7 @@ def _intact(*directories: Path) -> Findings:
 
 
 def _describe(reference: Path) -> dict[str, Any]:
-    finished = (reference / manifest.NAME).is_file()
+    finished = manifest.has(reference)
     kind = "rank files" if is_rank_files(reference) else open_kind(reference)
     return {"path": str(reference), "kind": kind, "digest": manifest.read(reference).digest if finished else None}
 

@@ -62,7 +62,7 @@ def tokenizer_checks(subject: Path, reference: Path, rows: int) -> tuple[list[Ch
 
 def _added(subject: Path) -> list[str]:
     """The tokens that convert added, as the manifest has them."""
-    if not (subject / manifest.NAME).is_file():
+    if not manifest.has(subject):
         return []
     return manifest.read(subject).source.get("added_tokens", [])
 
