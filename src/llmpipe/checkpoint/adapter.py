@@ -125,6 +125,8 @@ class AdaptedSource:
         shape = self.source.shape
         embedding, head = (self.family.row(key, shape).hf for key in (EMBEDDING, HEAD))
         own = adapter.replaced.get(embedding)
+        if own and len(own.shape) != 2:
+            raise UserError(f"{adapter.file}: {embedding} is {list(own.shape)}, no matrix: copy the adapter again")
         vocab = own.shape[0] if own else shape.vocab
         if not shape.tie_embeddings or not any(name in adapter.names for name in (embedding, head)):
             return replace(shape, vocab=vocab)

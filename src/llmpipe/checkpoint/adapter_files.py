@@ -118,9 +118,22 @@ def _check_config(config: Any, path: Path) -> None:
     lost = [f"{key}: {value!r}" for key, value in config.items() if value and key not in _NEUTRAL | _READ]
     if lost:
         raise UserError(f"{path}: llmpipe does not merge {', '.join(lost)}: merge it with PEFT's own merge_and_unload")
-    for key, types in (("r", int), ("lora_alpha", int | float)):
-        if not isinstance(config.get(key), types) or config[key] <= 0:
-            raise UserError(f"{path}: {key} is {config.get(key)!r}, expected a number above 0: copy the adapter again")
+    told = {"r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(patterns := config.get(name) or {}, dict) or not all(map(_is_pattern, patterns)):
+            raise UserError(f"{path}: {name} is {patterns!r}, no table of patterns: copy the adapter again")
+        told |= {f"{name}[{pattern!r}]": value for pattern, value in patterns.items()}
+    for key, value in told.items():
+        number = int if key.startswith("r") else (int, float)  # ranks are whole, alphas need not be
+        if not isinstance(value, number) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise UserError(f"{path}: {key} is {value!r}, expected a number above 0: copy the adapter again")
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        return bool(re.compile(text))
+    except re.error:
+        return False
 
 
 def _delta(module: str, held: dict[str, StoredTensor], adapter: Adapter) -> Delta:

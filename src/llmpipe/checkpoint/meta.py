@@ -164,6 +164,8 @@ def _read(path: Path) -> dict[str, StoredTensor]:
     if re.fullmatch(r"consolidated\.\d\d", saved) and saved != path.stem:
         raise UserError(f"{path} was saved as {saved}.pth: files are swapped or doubled: copy or download all again")
     state = read_torch_file(path)
-    if not isinstance(state, dict) or not all(hasattr(value, "strides") for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, StoredTensor) for value in state.values()):
         raise UserError(f"{path} holds no table of tensors: use Meta's own file")
+    if other := [name for name in state if not isinstance(name, str)]:
+        raise UserError(f"{path} names a tensor {other[0]!r}: use Meta's own file")
     return state

@@ -36,6 +36,7 @@ _PLACES = {
     errno.ENOTDIR: _ELSEWHERE,
     errno.EISDIR: _ELSEWHERE,
     errno.ENAMETOOLONG: _ELSEWHERE,
+    errno.ELOOP: "a link leads to itself: put what is meant in its place",
 }
 """What the user can mend where the system refuses a file; every other OSError keeps its traceback."""
 

@@ -69,9 +69,9 @@ def read_config(family: Family, config: dict[str, Any], where: str) -> Shape:
 def _is_neutral(key: str, value: Any, fields: dict[str, Any]) -> bool:
     """Whether a setting that the family's table does not have changes nothing."""
     if key == "ff_factor":  # Falcon 11B's, which transformers does not read
-        return value * fields["hidden"] == fields["ffn"]
+        return type(value) is int and value * fields["hidden"] == fields["ffn"]
     if key == "layer_types":
-        return set(value) == {"full_attention"}
+        return isinstance(value, list) and all(kind == "full_attention" for kind in value)
     return key.startswith("unsloth_") or (key in _NEUTRAL and value == _NEUTRAL[key])
 
 

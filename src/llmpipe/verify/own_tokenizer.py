@@ -71,7 +71,10 @@ def _has_marks(text: str) -> bool:
 
 
 def _library(path: Path) -> Own:
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower class
+        raise UserError(f"{path} is no tokenizer of the tokenizers library ({error}): copy it again") from error
     return Own(
         "its own tokenizer.json",
         tokenizer.get_vocab_size(),

@@ -162,9 +162,9 @@ def _table(path: Path, header: bytes) -> dict[str, Any]:
 
 
 def _stored(path: Path, data: int, name: str, value: dict[str, Any]) -> StoredTensor:
-    if value.get("dtype") not in DTYPES:
+    dtype = DTYPES.get(str(value.get("dtype")))
+    if dtype is None:
         raise UserError(f"{path}: the tensor {name} is of type {value.get('dtype')}; llmpipe reads {', '.join(DTYPES)}")
-    dtype = DTYPES[value["dtype"]]
     try:
         shape, (begin, end) = tuple(map(int, value["shape"])), value["data_offsets"]
         fits = 0 <= begin <= end and end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0
