@@ -88,6 +88,24 @@ def test_added_tokens_have_ids_and_no_text_gives_them(tokenizer_dir: Path, tmp_p
     assert ours.decode([1, 400, *ours.encode("hi"), 401, 2]) == "hi"
 
 
+def test_user_defined_pieces_are_text_unless_called_special(tmp_path: Path) -> None:
+    model = train(tmp_path / "tokenizer.model", 420, user_defined_symbols=["<|im_start|>", "<table>"])
+    truth = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    start, table = truth.piece_to_id("<|im_start|>"), truth.piece_to_id("<table>")
+    put(tmp_path, added_tokens={"<|im_start|>": start, "<table>": table})
+    text = "hello<|im_start|> <table>x"
+    assert {start, table} < {*truth.EncodeAsIds(text)}, "what SentencePiece does by itself"
+    assert open_tokenizer(tmp_path).encode(text) == truth.EncodeAsIds(text)
+    assert not {"<|im_start|>", "<table>"} & open_tokenizer(tmp_path).special.keys()
+    put(tmp_path, special_tokens_map={"additional_special_tokens": ["<|im_start|>"]})
+    ours = open_tokenizer(tmp_path)
+    assert ours.special["<|im_start|>"] == start
+    assert start not in ours.encode(text) and table in ours.encode(text) and ours.decode(ours.encode(text)) == text
+    others = [each for each in texts() if "<|im_start|>" not in each]
+    assert [ours.encode(each) for each in others] == truth.EncodeAsIds(others)
+    assert ours.decode([*ours.encode("a"), start]) == "a"
+
+
 def test_ordinary_pieces_by_name(tokenizer_dir: Path) -> None:
     ours = open_tokenizer(tokenizer_dir)
     assert ours.token_id("<0x0A>") == 13 and ours.encode("<0x0A>") != [13]

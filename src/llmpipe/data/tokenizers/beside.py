@@ -34,20 +34,16 @@ def added_tokens(folder: Path) -> dict[str, int]:
     return found | {token["content"]: int(token["id"]) for token in whole} | read(folder / ADDED)
 
 
-def special_names(folder: Path) -> list[str]:
-    """The tokens that tokenizer_config.json and special_tokens_map.json call special; padding may be any token."""
+def special_names(folder: Path) -> set[str]:
+    """The tokens that the files of a folder call special; padding alone is none, it may be any token."""
     config = read(folder / CONFIG)
-    decoder = config.get("added_tokens_decoder") or {}
-    found = [token["content"] for token in decoder.values() if token.get("special")]
+    flagged = [*(config.get("added_tokens_decoder") or {}).values(), *(read(folder / JSON).get("added_tokens") or [])]
+    found: list[Any] = [token for token in flagged if token.get("special")]
     for settings in (config, read(folder / MAP)):
         more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
-        values = [
-            *(more.values() if isinstance(more, dict) else more),
-            settings.get("bos_token"),
-            settings.get("eos_token"),
-        ]
-        found += [name for name in map(_name, values) if name]
-    return list(dict.fromkeys(found))
+        found += [settings.get("bos_token"), settings.get("eos_token")]
+        found += more.values() if isinstance(more, dict) else more
+    return {name for name in map(_name, found) if name}
 
 
 def mark(folder: Path, role: str) -> str | None:

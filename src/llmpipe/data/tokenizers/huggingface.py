@@ -32,8 +32,10 @@ class HuggingFace(Tokenizer):
 
     def _name_special(self, folder: Path) -> None:
         """What the files beside call special is special; tokenizer.json may not say it."""
-        names = [name for name in beside.special_names(folder) if self.model.token_to_id(name) is not None]
-        self.model.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+        said = {token.content for token in self.model.get_added_tokens_decoder().values() if token.special}
+        names = sorted(beside.special_names(folder) - said)
+        known = [name for name in names if self.model.token_to_id(name) is not None]
+        self.model.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in known])
 
     def encode(self, text: str) -> list[int]:
         return self._encoder.encode(text, add_special_tokens=False).ids

@@ -11,20 +11,25 @@ from llmpipe.errors import UserError
 
 
 class SentencePiece(Tokenizer):
-    """Tokens that were added beside the model have ids by name, and no text gives them."""
+    """Special are control pieces, pieces that the files beside call special, and tokens that were added to the model.
+
+    No text gives them: of a user-defined piece among them, as `<|im_start|>` in Yi's, this is not what SentencePiece
+    does by itself.
+    """
 
     kind = "sentencepiece"
 
     def __init__(self, path: Path):
-        self.model = _load(path)
-        pieces = range(self.model.vocab_size())
-        special = {self.model.id_to_piece(number): number for number in pieces if self.model.is_control(number)}
-        special |= beside.added_tokens(path.parent)
+        content = path.read_bytes()
+        self.model = _load(path, content)
+        size, special = self.model.vocab_size(), _special(path.parent, self.model)
+        if found := [number for number in special.values() if number < size and not _is_hidden(self.model, number)]:
+            self.model = _load(path, _as_control(content, found))
         marks = {
             role: special.get(beside.mark(path.parent, role) or "", -1) if number < 0 else number
             for role, number in (("bos", self.model.bos_id()), ("eos", self.model.eos_id()))
         }
-        super().__init__(path, len(pieces), special, marks["bos"], marks["eos"])
+        super().__init__(path, size, special, marks["bos"], marks["eos"])
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text)
@@ -40,8 +45,7 @@ class SentencePiece(Tokenizer):
         return None if number == self.model.unk_id() and name != self.model.id_to_piece(number) else number
 
 
-def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
-    content = path.read_bytes()
+def _load(path: Path, content: bytes) -> sentencepiece.SentencePieceProcessor:
     if not content:  # SentencePiece takes it for a model without tokens
         raise UserError(f"{path} is empty: copy or download it again")
     try:
@@ -50,3 +54,26 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
         raise UserError(
             f"{path} is neither a SentencePiece model nor tiktoken's lines of token and rank: copy it again"
         ) from error
+
+
+def _special(folder: Path, model: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
+    """Ids by name. Files beside may repeat ordinary pieces among the added tokens."""
+    size, names = model.vocab_size(), beside.special_names(folder)
+    control = {model.id_to_piece(number): number for number in range(size) if model.is_control(number)}
+    added = beside.added_tokens(folder)
+    return control | {name: number for name, number in added.items() if number >= size or name in names}
+
+
+def _is_hidden(model: sentencepiece.SentencePieceProcessor, number: int) -> bool:
+    """Whether a piece is never found in a text."""
+    return model.is_control(number) or model.is_unknown(number)
+
+
+def _as_control(content: bytes, numbers: list[int]) -> bytes:
+    """A model whose pieces of these numbers are control pieces."""
+    from sentencepiece import sentencepiece_model_pb2 as proto  # here, because it takes long and few models need it
+
+    model = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    for number in numbers:
+        model.pieces[number].type = proto.ModelProto.SentencePiece.CONTROL  # type: ignore[attr-defined]
+    return model.SerializeToString()
