@@ -78,12 +78,13 @@ def test_damage_is_named(made: Path) -> None:
         UserError, match=re.escape(f"{made / 'a'} is missing, but manifest.json lists it: run the stage that")
     ):
         manifest.check(made)
-    (made / "manifest.json").write_text("{}")
+    (made / "manifest.json").write_text('{"llmpipe": "0.1.0"}')
     with pytest.raises(
         UserError, match=re.escape(f"{made / 'manifest.json'} is damaged ('kind'): run the stage that makes")
     ):
         manifest.check(made)
-    (made / "manifest.json").unlink()
+    (made / "manifest.json").write_text('{"name": "an app of another tool"}')
+    assert not manifest.has(made)
     with pytest.raises(
         UserError, match=re.escape(f"{made} has no manifest.json: it is not a finished output of llmpipe")
     ):
