@@ -3,6 +3,7 @@
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
+#include <future>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -47,22 +48,33 @@ void shuffled_documents(int32_t* out, int64_t first, int64_t last, int64_t epoch
 }
 
 // Sample k starts at token k * seq_len of the documents laid end to end: as (position in `documents`, token in it).
-void fill_samples(Buffer<int64_t>& samples, Buffer<int32_t>& documents, const int64_t* lengths, int64_t seq_len) {
-  constexpr size_t kAhead = 16;
-  size_t document = 0;
-  int64_t offset = 0;
-  samples[0] = samples[1] = 0;
-  for (size_t k = 2; k < samples.size(); k += 2) {
-    offset += seq_len;
-    while (offset >= lengths[documents[document]]) {
-      offset -= lengths[documents[document]];
-      ++document;  // stays inside: there are more tokens than the last sample's start
-      if (document + kAhead < documents.size()) __builtin_prefetch(&lengths[documents[document + kAhead]]);
-    }
-    samples[k] = static_cast<int64_t>(document);
-    samples[k + 1] = offset;
+class Walk {
+ public:
+  Walk(Buffer<int64_t>& samples, const Buffer<int32_t>& documents, const int64_t* lengths, int64_t seq_len)
+      : next_(samples.data() + 2), end_(samples.data() + samples.size()), documents_(documents), lengths_(lengths),
+        seq_len_(seq_len), start_(seq_len) {
+    samples[0] = samples[1] = 0;
   }
-}
+
+  // As far as the first `count` documents reach.
+  void to(size_t count) {
+    constexpr size_t kAhead = 32;
+    for (; document_ < count && next_ < end_; ++document_) {
+      if (document_ + kAhead < count) __builtin_prefetch(&lengths_[documents_[document_ + kAhead]]);
+      const int64_t after = before_ + lengths_[documents_[document_]];
+      for (; start_ < after && next_ < end_; start_ += seq_len_)
+        *next_++ = static_cast<int64_t>(document_), *next_++ = start_ - before_;
+      before_ = after;
+    }
+  }
+
+ private:
+  int64_t *next_, *end_;
+  const Buffer<int32_t>& documents_;
+  const int64_t* lengths_;
+  int64_t seq_len_, start_, before_ = 0;  // start_: of the next sample; before_: tokens before the document
+  size_t document_ = 0;
+};
 
 void shuffle_samples(Buffer<uint32_t>& order, size_t together, LegacyRandom& random) {
   std::iota(order.data(), order.data() + order.size(), 0u);
@@ -104,11 +116,15 @@ Index gpt_index(Input<int64_t> lengths, int64_t first, int64_t last, int64_t seq
     order = Buffer<uint32_t>(epochs.num_samples);
 
     LegacyRandom random(seed);  // one generator through all shuffles, in this order
-    const int64_t together = epochs.count - (epochs.last_apart ? 1 : 0);
+    const int64_t each = last - first, together = epochs.count - (epochs.last_apart ? 1 : 0);
     shuffled_documents(documents.data(), first, last, together, random);
-    if (epochs.last_apart) shuffled_documents(documents.data() + together * (last - first), first, last, 1, random);
-    fill_samples(samples, documents, lengths.data(), seq_len);
+    // A second thread walks through the documents that are in order, while this one shuffles the rest.
+    Walk walk(samples, documents, lengths.data(), seq_len);
+    auto begun = std::async(std::launch::async, [&] { walk.to(together * each); });
+    if (epochs.last_apart) shuffled_documents(documents.data() + together * each, first, last, 1, random);
+    auto walked = std::async(std::launch::async, [&] { begun.get(), walk.to(documents.size()); });
     shuffle_samples(order, epochs.shuffled_together, random);
+    walked.get();
   }
   return {documents.move_to_numpy(), samples.move_to_numpy(2), order.move_to_numpy()};
 }

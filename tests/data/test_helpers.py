@@ -89,6 +89,8 @@ def test_types_of_the_indices_are_megatrons() -> None:
         ((np.array([3, 4]), 0, 2, 0, 1, 1), "seq_len and num_samples have to be 1 or more"),
         ((np.array([3, 4]), 0, 2, 4, 0, 1), "seq_len and num_samples have to be 1 or more"),
         ((np.array([3, 4]), 0, 2, 1, 2**33, 1), "more than 2^32 - 2 samples"),
+        ((np.array([3, 4]), 0, 2, 2**30, 1, 1), "longer than 2^30 - 1 tokens"),
+        ((np.array([2**62, 2**62]), 0, 2, 4, 1, 1), "the documents hold more than 2^61 tokens"),
     ],
 )
 def test_gpt_index_refuses(arguments: tuple, message: str) -> None:
@@ -101,6 +103,49 @@ def test_blend_index_refuses_no_dataset() -> None:
         helpers.blend_index(np.array([]), 3)
     with pytest.raises(ValueError, match="num_samples has to be 0 or more"):
         helpers.blend_index(np.array([1.0]), -1)
+
+
+# Documents of 3, 0, 4 and 5 tokens, in this order, then again; samples of 4 tokens and the next one's first.
+WINDOWS = {
+    "tokens": np.arange(10, 22, dtype=np.uint16),
+    "starts": np.array([0, 3, 3, 7, 12]),
+    "documents": np.array([0, 1, 2, 3, 0, 1, 2, 3], np.int32),
+    "samples": np.array([0, 0, 2, 1, 3, 1, 4, 0, 6, 1, 7, 1]),
+    "order": np.array([4, 0, 3, 1, 2], np.uint32),
+    "wanted": np.array([1, 2, 0]),
+    "seq_len": 4,
+}
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<i2", "<u2", "<i4", "<i8", "<f4", "<f8"])
+def test_read_samples(dtype: str) -> None:
+    rows, starts, ends = helpers.read_samples(**WINDOWS | {"tokens": WINDOWS["tokens"].astype(dtype)})
+    assert rows.tolist() == [[10, 11, 12, 13, 14], [10, 11, 12, 13, 14], [14, 15, 16, 17, 18]]
+    assert starts.tolist() == [3, 3, 3]
+    assert ends.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wanted": np.array([5])}, "there is no sample 5 among 5"),
+        ({"wanted": np.array([-1])}, "there is no sample -1 among 5"),
+        (
+            {"order": np.array([6], np.uint32), "wanted": np.array([0])},
+            "the order names sample 6, which the index has not",
+        ),
+        ({"documents": np.array([9], np.int32)}, "the index names document 9, which the dataset has not"),
+        ({"documents": np.array([0], np.int32)}, "a sample asks for document 1 of an index of 1"),
+        ({"tokens": np.arange(6, dtype=np.uint16)}, "document 2 is outside the tokens"),
+        ({"starts": np.array([0, 3, 3, 2, 12])}, "document 2 is outside the tokens"),
+        ({"samples": np.full(12, 7)}, "sample 0 starts outside its document"),
+        ({"seq_len": 0}, "seq_len has to be 1"),
+        ({"tokens": np.zeros(12, np.uint32)}, "tokens of this type are not read"),
+    ],
+)
+def test_read_samples_refuses(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        helpers.read_samples(**WINDOWS | changes)
 
 
 def test_byte_pointers() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_help import facts
+from fuzz import mmap_files, old_files
 
 from llmpipe.data import manifest
 from llmpipe.data.indexed import Reader, Writer, token_dtype
@@ -66,6 +67,83 @@ def test_reader_knows_every_type_of_tokens(tmp_path: Path, code: int, dtype: str
     reader = Reader(golden(tmp_path / "g", idx, tokens.tobytes()))
     assert [reader.read(i).tolist() for i in range(3)] == [[5, 6, 7], [], [8]]
     assert reader.dtype == np.dtype(dtype)
+
+
+def files(prefix: Path, parts: dict[str, bytes]) -> Path:
+    return golden(prefix, parts["idx"], parts["bin"])
+
+
+@pytest.mark.parametrize("dtype", ["<f8", "<f4"])
+def test_type_code_7_is_the_width_that_the_bin_has(tmp_path: Path, dtype: str) -> None:
+    """float64 in Megatron-LLM, float32 in Megatron-LM."""
+    reader = Reader(files(tmp_path / "g", mmap_files(7, dtype, [2, 3], [0, 1, 2])))
+    assert [reader.read(i).tolist() for i in range(2)] == [[0, 1], [2, 3, 4]]
+    assert reader.dtype == np.dtype(dtype)
+
+
+def test_instruction_files_have_a_document_a_sequence(tmp_path: Path) -> None:
+    reader = Reader(files(tmp_path / "g", mmap_files(8, "<u2", [2, 0, 3], [0])))
+    assert [reader.read(i).tolist() for i in range(reader.num_documents)] == [[0, 1], [], [2, 3, 4]]
+
+
+def test_floating_point_numbers_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
+    for value in (0.5, -1.0, float("nan"), float("inf"), 2.0**31):
+        parts = mmap_files(6, "<f8", [2, 1], [0, 1, 2], np.array([0, 1, value]))
+        with pytest.raises(UserError, match=r"g.bin holds .* as token 2, which is no token id"):
+            Reader(files(tmp_path / "g", parts))
+
+
+OLD_IDX = old_files(4, "<i4", 4, [3, 1], [0, 1, 2])["idx"]
+
+
+def old_changed(number: int, value: int) -> bytes:
+    """The older index with one of its int64 numbers (0: the version) changed."""
+    return OLD_IDX[: 8 + 8 * number] + struct.pack("<q", value) + OLD_IDX[16 + 8 * number :]
+
+
+@pytest.mark.parametrize(
+    ("idx", "message"),
+    [
+        (OLD_IDX[:40], "g.idx is truncated: 40 bytes, but the header alone needs 56"),
+        (OLD_IDX[:-8], "g.idx is truncated: 136 bytes, but 2 sequences need 144"),
+        (OLD_IDX + b"\0", "g.idx has bytes too many (a multimodal dataset of Megatron?): 145 bytes"),
+        (old_changed(0, 2), "g.idx has version 2; llmpipe reads version 1"),
+        (old_changed(1, 9), "g.idx has type code 9, which is no type of tokens"),
+        (old_changed(2, 3), "its sequences lie from 0 to 4 in units of 3 bytes"),
+        (old_changed(7, 2), "g.idx is damaged, or no index of tokens: not every sequence has one size"),
+        (old_changed(10, -1), "its sequences lie from -1 to 4 in units of 4 bytes; tokenize the corpus again"),
+        (
+            old_changed(10, 2),
+            "sequence 1 starts at byte 8, but the sizes before it say byte 12; tokenize",
+        ),
+        (old_changed(12, -3), "g.idx is damaged: it has sequences of -3 to 1 tokens"),
+        (old_changed(16, 5), "the document index ends at sequence 5, but there are 2 sequences"),
+    ],
+    ids=map(str, range(11)),
+)
+def test_reader_refuses_a_damaged_older_index(tmp_path: Path, idx: bytes, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        Reader(golden(tmp_path / "g", idx, np.arange(4, dtype="<i4").tobytes()))
+    assert message in str(error.value)
+
+
+def test_an_older_dataset_is_joined_into_the_newest_format(tmp_path: Path) -> None:
+    files(tmp_path / "old", old_files(6, "<f8", 4, [3, 1], [0]))
+    join([tmp_path / "old", tmp_path / "old"], tmp_path / "new")
+    reader = Reader(tmp_path / "new")
+    assert [reader.read(i).tolist() for i in range(4)] == [[0, 1, 2], [3], [0, 1, 2], [3]]
+    assert reader.dtype == np.int32
+
+
+def test_what_is_not_the_file_of_the_manifest_is_refused(tmp_path: Path) -> None:
+    manifest.write(write(tmp_path / "d", [1, 2], [3]), {})
+    manifest.check(tmp_path / "d")
+    (tmp_path / "d.bin").write_bytes(b"\1\0\2\0\4\0")
+    with pytest.raises(UserError, match=r"d.bin is damaged: its SHA-256 is .*, its manifest says .*; tokenize"):
+        manifest.check(tmp_path / "d")
+    (tmp_path / "d.bin").write_bytes(b"\1\0")
+    with pytest.raises(UserError, match=r"d.bin is damaged: 2 bytes, its manifest says 6; tokenize the corpus again"):
+        manifest.check(tmp_path / "d")
 
 
 def changed(at: int, value: bytes) -> bytes:

@@ -68,6 +68,46 @@ def test_a_blend_never_runs_out(tmp_path: Path, weights: tuple[float, ...]) -> N
     assert [len(blend[i][0]) for i in range(101)] == [9] * 101
 
 
+def test_a_blend_of_hundreds_takes_what_it_is_asked_for(tmp_path: Path) -> None:
+    """The greedy choice takes of some more than the surplus gives, where Megatron stops."""
+    weights = {tmp_path / str(i): 1.0 + 40 * (i % 2) for i in range(300)}
+    for prefix in weights:
+        dataset(prefix, [3, 2])
+    blend = Blend(weights, ALL, "train", 2, 3000, 1)
+    taken = np.bincount(blend.dataset_index, minlength=300)
+    assert all(len(one) >= count for one, count in zip(blend.datasets, taken, strict=True))
+    assert [len(blend[i][0]) for i in range(3000)] == [3] * 3000
+
+
+def test_reading_many_is_reading_each(tmp_path: Path) -> None:
+    dataset(tmp_path / "a", [3, 14, 7, 1, 0, 9, 20, 2])
+    dataset(tmp_path / "b", [25] * 9, first_token=10_000)
+    blend = Blend({tmp_path / "a": 3.0, tmp_path / "b": 1.0}, ALL, "train", 8, 50, 7)
+    wanted = np.array([49, 3, 3, 0, 17, 8])
+    tokens, boundaries = blend.read(wanted)
+    assert (tokens.tolist(), boundaries) == ([blend[i][0].tolist() for i in wanted], [blend[i][1] for i in wanted])
+    assert any(boundaries)
+
+
+def test_one_dataset_is_drawn_without_surplus(tmp_path: Path) -> None:
+    dataset(tmp_path / "d", [11] * 50)  # 137 samples of 4 tokens an epoch
+    assert Blend({tmp_path / "d": 2.0}, ALL, "train", 4, 137, 0).datasets[0].num_epochs == 1
+
+
+def test_more_datasets_than_their_numbers_are_refused(tmp_path: Path) -> None:
+    data = {tmp_path / str(number): 1.0 for number in range(32_767)}
+    with pytest.raises(UserError, match="a blend takes 1 to 32,766 datasets, not 32,767: join some with llmpipe merge"):
+        Blend(data, ALL, "train", 4, 1, 0)
+    with pytest.raises(UserError, match="a blend takes 1 to 32,766 datasets, not 0"):
+        Blend({}, ALL, "train", 4, 1, 0)
+
+
+def test_more_samples_than_the_index_holds_are_refused(tmp_path: Path) -> None:
+    dataset(tmp_path / "d", [5])
+    with pytest.raises(UserError, match=r"d cannot give 8589934592 samples of 4 tokens: more than 2\^32 - 2 samples"):
+        Samples(tmp_path / "d", ALL, "train", 4, 2**33, 0)
+
+
 def test_order_depends_on_the_seed_alone(tmp_path: Path) -> None:
     dataset(tmp_path / "d", [11] * 50)
 

@@ -83,15 +83,10 @@ def _read_old(path: Path, head: bytes, bin_bytes: int) -> Index:
         document_index = np.fromfile(file, "<i8", documents)
     if num_sizes != sequences or not np.array_equal(places, np.arange(sequences + 1)):
         raise UserError(f"{path} is damaged, or no index of tokens: not every sequence has one size")
-    if (
-        unit not in _UNITS
-        or starts.min() < 0
-        or int(starts.max()) * unit > bin_bytes
-        or int(starts[-1]) * unit != bin_bytes
-    ):
+    if unit not in _UNITS or not 0 <= int(starts.min()) <= int(starts.max()) * unit == bin_bytes:
         raise UserError(
-            f"{path} does not fit its .bin of {bin_bytes} bytes: in units of {unit} bytes its sequences end at"
-            f" {starts[-1]}; tokenize the corpus again"
+            f"{path} does not fit its .bin of {bin_bytes} bytes: its sequences lie from {starts.min()} to"
+            f" {starts.max()} in units of {unit} bytes; tokenize the corpus again"
         )
     if num_sizes and (sizes.min() < 0 or sizes.max() > np.iinfo(np.int32).max):
         raise UserError(f"{path} is damaged: it has sequences of {sizes.min()} to {sizes.max()} tokens")

@@ -94,7 +94,7 @@ class Blend:
         """`open_samples` is called as `Samples` is, for datasets that may be of another kind."""
         if not 1 <= len(data) <= MOST_DATASETS:
             raise UserError(
-                f"a blend takes 1 to {MOST_DATASETS:,} datasets, not {len(data):,}: join some (llmpipe merge)"
+                f"a blend takes 1 to {MOST_DATASETS:,} datasets, not {len(data):,}: join some with llmpipe merge"
             )
         for prefix, weight in data.items():
             if not (math.isfinite(weight) and weight > 0):
