@@ -7,6 +7,7 @@ import sentencepiece
 
 from llmpipe.data.tokenizers import beside
 from llmpipe.data.tokenizers.base import Tokenizer
+from llmpipe.data.tokenizers.control_pieces import as_control
 from llmpipe.errors import UserError
 
 
@@ -23,8 +24,8 @@ class SentencePiece(Tokenizer):
         content = path.read_bytes()
         self.model = _load(path, content)
         size, special = self.model.vocab_size(), _special(path.parent, self.model)
-        if found := [number for number in special.values() if number < size and not _is_hidden(self.model, number)]:
-            self.model = _load(path, _as_control(content, found))
+        if found := {number for number in special.values() if number < size and not _is_hidden(self.model, number)}:
+            self.model = _load(path, as_control(content, found))
         marks = {
             role: special.get(beside.mark(path.parent, role) or "", -1) if number < 0 else number
             for role, number in (("bos", self.model.bos_id()), ("eos", self.model.eos_id()))
@@ -67,13 +68,3 @@ def _special(folder: Path, model: sentencepiece.SentencePieceProcessor) -> dict[
 def _is_hidden(model: sentencepiece.SentencePieceProcessor, number: int) -> bool:
     """Whether a piece is never found in a text."""
     return model.is_control(number) or model.is_unknown(number)
-
-
-def _as_control(content: bytes, numbers: list[int]) -> bytes:
-    """A model whose pieces of these numbers are control pieces."""
-    from sentencepiece import sentencepiece_model_pb2 as proto  # here, because it takes long and few models need it
-
-    model = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
-    for number in numbers:
-        model.pieces[number].type = proto.ModelProto.SentencePiece.CONTROL  # type: ignore[attr-defined]
-    return model.SerializeToString()

@@ -33,7 +33,7 @@ class TikToken(Tokenizer):
         eos: str,
         first_id: int = 0,
     ):
-        self.kind, self.pattern, self.first_id, self._pieces = kind, pattern, first_id, pieces
+        self.kind, self.pattern, self.first_id, self.pieces = kind, pattern, first_id, pieces
         self.model = tiktoken.Encoding(path.name, pat_str=pattern, mergeable_ranks=pieces, special_tokens={})
         size = max(first_id + len(pieces), 1 + max(special.values()))
         taken = beside.added_tokens(path.parent)
@@ -50,10 +50,10 @@ class TikToken(Tokenizer):
 
     def decode(self, ids: list[int]) -> str:
         numbers = [number - self.first_id for number in ids]
-        return self.model.decode([number for number in numbers if 0 <= number < len(self._pieces)])
+        return self.model.decode([number for number in numbers if 0 <= number < len(self.pieces)])
 
     def _piece_id(self, name: str) -> int | None:
-        number = self._pieces.get(name.encode())
+        number = self.pieces.get(name.encode())
         return None if number is None else self.first_id + number
 
     def _parts(self, text: str) -> Iterator[list[int]]:
