@@ -331,5 +331,7 @@ def test_a_hub_that_is_not_there_or_ill(hub: Hub, download: Download) -> None:
 def test_what_llmpipe_did_not_make_is_not_replaced(hub: Hub, download: Download, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").touch()
-    assert "holds mine and no manifest.json of llmpipe's: llmpipe did not make it" in refused(download("hf://org/tiny@main"))
+    assert "holds mine and no manifest.json of llmpipe's: llmpipe did not make it" in refused(
+        download("hf://org/tiny@main")
+    )
     assert not hub.asked
