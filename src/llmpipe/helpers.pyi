@@ -46,7 +46,6 @@ def gather(
 def first_nonfinite(data: NDArray[np.uint8], item_bytes: int, exponent_bits: int) -> int:
     """The first element that is NaN or infinite, -1 if there is none."""
 
-<<<<<<< HEAD
 class Sha256:
     """SHA-256 by the processor's instructions; there is no such class where it has none."""
 
@@ -55,7 +54,7 @@ class Sha256:
     @staticmethod
     def update_two(a: Sha256, data_a: Buffer, b: Sha256, data_b: Buffer) -> None:
         """Go on with two streams, each by its own data, for little more than the price of one."""
-=======
+
 def read_samples(
     tokens: NDArray[Any],
     starts: NDArray[np.int64],
@@ -70,4 +69,49 @@ def read_samples(
     Gives (n, seq_len + 1) tokens; where in them documents start, but at 0, sample by sample; and how many of those
     there are up to the end of each sample. ValueError if the arrays do not fit together.
     """
->>>>>>> 2a0eb3d (wip)
+
+class Encoder:
+    """Texts to token ids, by one tokenizer; threads have a cache each, of 42 MB."""
+
+    def encode(
+        self,
+        texts: NDArray[np.uint8],
+        offsets: NDArray[np.int64],
+        threads: int,
+        before: NDArray[np.int32],
+        after: NDArray[np.int32],
+    ) -> tuple[NDArray[np.uint16] | NDArray[np.int32], NDArray[np.int64]]:
+        """The ids of texts in valid UTF-8, laid end to end, and how many each has; ids of 16 bits where all fit.
+
+        Text i is bytes offsets[i] to offsets[i + 1]. `before` and `after` are ids around each text that has any. A size
+        of -1: no ids, because the text has a character of which libraries do not all know what it is.
+        """
+
+def piece_encoder(
+    pieces: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    dummy_prefix: bool,
+    merge_spaces: bool,
+    unknown_id: int,
+    own: NDArray[np.int32],
+    byte_ids: NDArray[np.int32],
+) -> Encoder:
+    """An encoder as SentencePiece's BPE with the identity normalizer; pieces by id, empty where no text gives them.
+
+    `own`: ids of pieces that a user defined, which are found before anything is merged.
+    `byte_ids`: of the 256 bytes, to which unknown characters fall back; none: they are `unknown_id`.
+    """
+
+def byte_encoder(
+    tokens: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    merges: NDArray[np.int32],
+    whole_units: bool,
+    split: str,
+) -> Encoder:
+    """An encoder of byte-level BPE; tokens by id, empty where no text gives them; `split`: gpt2, llama3, qwen2, tekken.
+
+    `merges`: three ids a line, left, right and what they become, best first; none: two tokens merge to any token that
+    they are together, the lowest id first. `whole_units`: what the split finds is one token where it is one.
+    """
