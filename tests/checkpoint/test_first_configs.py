@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_twins import theirs
 from llmpipe.checkpoint.convert import Target, convert
+from llmpipe.verify.gate import verify
 
 _OLD = {"num_attention_heads": "n_head", "num_kv_heads": "n_head_kv", "num_hidden_layers": "n_layer"}
 # Those that Falcon's first files had, beside the renamed ones.
@@ -49,6 +50,7 @@ def test_falcons_first_form_becomes_transformers_own(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype or torch.float32).float()
     assert torch.equal(logits(made.eval()), logits(model))
+    assert verify(tmp_path / "out", tmp_path / "first", tmp_path / "card.json")["verdict"] == "pass"
 
 
 def test_llamas_first_form_becomes_transformers_own(tmp_path: Path) -> None:
