@@ -144,6 +144,25 @@ def test_training_learns(demo: Path) -> None:
     assert ("next_line", "acc") in table
 
 
+def test_chats_of_gsm8ks_form_are_masked_packed_and_trained(demo: Path) -> None:
+    """The user brings the file; here its rows are made."""
+    file = demo / "data/gsm8k/train.jsonl"
+    file.parent.mkdir(parents=True)
+    numbers = [(number, 7 * number % 10 + 1) for number in range(120)]
+    rows = [
+        {"question": f"Ann has {a} eggs and buys {b}. How many has she?", "answer": f"{a}+{b} = {a + b}\n#### {a + b}"}
+        for a, b in numbers
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    succeeded("snakemake -c all finetune_tiny_llama_gsm8k", demo)
+    lines = (demo / "results/runs/tiny_llama_gsm8k/metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == STEPS and losses[-1] < 0.8 * losses[0]
+    shown = succeeded("llmpipe inspect results/models/tiny_llama/corpora/gsm8k --mask --documents 3", demo)
+    for row in rows[:3]:
+        assert f"\n<s>[INST] {row['question']} [/INST]⟦ {row['answer']} </s>⟧\n" in shown
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_of_each_commands_help_works(name: str, demo: Path) -> None:
     shown = CliRunner().invoke(group, [name, "--help"]).output
