@@ -69,7 +69,7 @@ def read_config(path: Path) -> Any:
     given = json.loads((path / "config.json").read_text())
     if given.get("model_type") not in _FIRST_KINDS:
         return AutoConfig.from_pretrained(path, local_files_only=True)
-    renamed = {_FIRST.get(key, key): value for key, value in given.items() if key != "auto_map"}
+    renamed: dict[str, Any] = {str(_FIRST.get(key, key)): value for key, value in given.items() if key != "auto_map"}
     new: dict[str, Any] = {"model_type": "falcon", "new_decoder_architecture": _FIRST_KINDS[given["model_type"]]}
     return AutoConfig.for_model(**renamed | new)
 
