@@ -23,17 +23,15 @@ TEXT = [
 
 def train(path: Path, vocab_size: int, normalizer: str = "identity", **options: object) -> Path:
     """A BPE model with byte fallback that changes no text, as Llama's."""
-    model = io.BytesIO()
+    model, settings = io.BytesIO(), {"byte_fallback": True, "remove_extra_whitespaces": False, **options}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(line for line in TEXT if line.strip()),
         model_writer=model,
         vocab_size=vocab_size,
         model_type="bpe",
-        byte_fallback=True,
         normalization_rule_name=normalizer,
-        remove_extra_whitespaces=False,
         minloglevel=2,
-        **options,
+        **settings,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.getvalue())

@@ -1,14 +1,10 @@
 """SentencePiece's tokenizer.model as a tokenizer of the `tokenizers` library: the same pieces, the same normalizer.
 
-SentencePiece's own answer stays the truth; `tokenizer_files.compare` holds the two against each other. A model is a
-protobuf message (github.com/google/sentencepiece src/sentencepiece_model.proto); what its Python class does not tell,
-the normalizer and the kind, is read from the bytes.
+SentencePiece's own answer stays the truth; `tokenizer_files.compare` holds the two against each other.
 """
 
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +12,13 @@ import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram
 
+from llmpipe.data.tokenizers.piece_spec import BPE as BPE_KIND
+from llmpipe.data.tokenizers.piece_spec import UNIGRAM, Spec, read_spec
 from llmpipe.errors import UserError
 
 log = logging.getLogger(__name__)
 
 SPACE = "\u2581"
-_PIECE, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of ModelProto
-_NORMAL, _USER_DEFINED = 1, 4
-_UNIGRAM, _BPE = 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What a model says of itself beyond its pieces."""
-
-    kind: int = _UNIGRAM
-    byte_fallback: bool = False
-    charsmap: bytes = b""
-    """The normalizer's compiled table, as of nmt_nfkc; empty: identity."""
-    dummy_prefix: bool = True
-    merge_spaces: bool = True
-    """Runs of spaces become one, those at the ends go."""
-    own: tuple[str, ...] = ()
-    """User-defined pieces: found in a text before anything is merged."""
-    tied: bool = False
-    """Whether merged pieces share a score: SentencePiece then goes from left to right, which merges cannot say."""
-
-
-def read_spec(model: Path) -> Spec:
-    """The trainer's and the normalizer's settings of a model that SentencePiece has opened."""
-    top = list(_fields(model.read_bytes()))
-    trainer = dict(field for number, value in top if number == _TRAINER for field in _fields(value))
-    normal = dict(field for number, value in top if number == _NORMALIZER for field in _fields(value))
-    fallback, prefix, spaces = bool(trainer.get(35, 0)), bool(normal.get(3, 1)), bool(normal.get(4, 1))
-    pieces = [dict(_fields(value)) for number, value in top if number == _PIECE]
-    own = tuple(piece[1].decode() for piece in pieces if piece.get(3) == _USER_DEFINED)
-    scores = [piece.get(2) for piece in pieces if piece.get(3, _NORMAL) == _NORMAL and len(piece[1].decode()) > 1]
-    tied = trainer.get(3) == _BPE and len(set(scores)) < len(scores)
-    return Spec(trainer.get(3, _UNIGRAM), fallback, normal.get(2, b""), prefix, spaces, own, tied)
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """A protobuf message's fields: whole numbers, and bytes for everything else."""
-    at = 0
-
-    def number() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            value, at, shift = value | (message[at] & 127) << shift, at + 1, shift + 7
-            if message[at - 1] < 128:
-                return value
-
-    while at < len(message):
-        tag = number()
-        if tag & 7 == 0:
-            yield tag >> 3, number()
-            continue
-        size = {1: 8, 5: 4}.get(tag & 7) or number()
-        yield tag >> 3, message[at : at + size]
-        at += size
 
 
 def load(model: Path) -> sentencepiece.SentencePieceProcessor:
@@ -111,14 +54,14 @@ def build(truth: sentencepiece.SentencePieceProcessor, model: Path) -> Tokenizer
 
 
 def _model(truth: sentencepiece.SentencePieceProcessor, spec: Spec, pieces: list[str]) -> BPE | Unigram:
-    if spec.kind == _UNIGRAM:
+    if spec.kind == UNIGRAM:
         log.warning(
             "the tokenizer.model is a unigram model: where two splits of a text are equally likely in fp32,"
             " transformers may take the other than SentencePiece, which llmpipe asks"
         )
         scores = [(piece, truth.get_score(number)) for number, piece in enumerate(pieces)]
         return Unigram(scores, truth.unk_id(), spec.byte_fallback)
-    if spec.kind != _BPE:
+    if spec.kind != BPE_KIND:
         raise UserError(
             "the tokenizer.model is one of words or characters: llmpipe reads SentencePiece BPE and unigram"
         )

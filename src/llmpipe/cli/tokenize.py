@@ -28,6 +28,13 @@ from llmpipe.cli import with_log
 )
 @click.option("--append-eod/--no-append-eod", default=None, help="End documents with EOS.  [default: append]")
 @click.option("--skip-bad", metavar="N", type=click.IntRange(min=0), help="Leave out up to N bad rows, and list them.")
+@click.option(
+    "--encoder",
+    type=click.Choice(["auto", "reference"]),
+    default="auto",
+    show_default=True,
+    help="Of texts: llmpipe's own where it knows the tokenizer, or always the tokenizer's library, which is slower.",
+)
 @click.option("--part", metavar="I/N", help="Tokenize the I-th of N parts, into PREFIX.part-I-of-N; merge joins them.")
 @with_log
 def command(
@@ -39,6 +46,7 @@ def command(
     chat: bool,
     tokens: bool,
     part: str | None,
+    encoder: str,
     **options: Any,
 ) -> None:
     """Tokenize text into a dataset: PREFIX.bin, PREFIX.idx (Megatron's format) and PREFIX.manifest.json.
@@ -59,4 +67,5 @@ def command(
         raise UserError("--chat and --tokens do not go together: rows are chats, or tokens")
     options["kind"] = "chat" if chat else "tokens" if tokens else None
     corpus = corpus_of(list(inputs), **options)
-    tokenize(corpus, tokenizer, output, workers or len(os.sched_getaffinity(0)), Part.parse(part) if part else None)
+    workers = workers or len(os.sched_getaffinity(0))
+    tokenize(corpus, tokenizer, output, workers, Part.parse(part) if part else None, encoder == "auto")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llmpipe.config import Corpus
 from llmpipe.data.chat.rows import chat_encoder
 from llmpipe.data.documents import document
+from llmpipe.data.fast_encoder import FastEncoder
 from llmpipe.data.readers.block import BadRow, Block
 from llmpipe.data.roles import DTYPE
 from llmpipe.data.token_rows import TokenEncoder
@@ -83,6 +84,8 @@ class TextEncoder:
 
     optional: Sequence[str] = ()
     has_roles = False
+    fast: FastEncoder | None = None
+    """Encodes in the tokenizer's place."""
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer):
         self.keys: Sequence[str] = [corpus.text_key] if isinstance(corpus.text_key, str) else corpus.text_key
@@ -98,16 +101,14 @@ class TextEncoder:
 
     def encode(self, rows: list[Any]) -> list[list[Document] | BadRow]:
         texts = [self._text(row) for row in rows]
-        found = iter(self.tokenizer.encode_batch([text for text in texts if isinstance(text, bytes)], 1))
+        found = iter(self._ids([text for text in texts if isinstance(text, bytes)]))
+        return [text if isinstance(text, BadRow) else [(next(found), None)] for text in texts]
+
+    def _ids(self, texts: list[bytes]) -> Sequence[Ids]:
         bos, eod = [self.tokenizer.bos_id] * self.bos, [self.tokenizer.eos_id] * self.append_eod
-        documents: list[list[Document] | BadRow] = []
-        for text in texts:
-            if isinstance(text, BadRow):
-                documents.append(text)
-            else:
-                ids = next(found)
-                documents.append([(bos + ids + eod if ids else ids, None)])
-        return documents
+        if self.fast:
+            return self.fast.encode_batch(texts, bos, eod)
+        return [bos + ids + eod if ids else ids for ids in self.tokenizer.encode_batch(texts, 1)]
 
     def _text(self, row: Any) -> bytes | BadRow:
         try:

@@ -7,7 +7,8 @@ from typing import Any
 
 from llmpipe.config import Corpus, load
 from llmpipe.data import manifest, pieces
-from llmpipe.data.encoders import ENCODERS, Encoder
+from llmpipe.data.encoders import ENCODERS, Encoder, TextEncoder
+from llmpipe.data.fast_encoder import fast_encoder
 from llmpipe.data.indexed import token_dtype
 from llmpipe.data.parts import Part, corpus_key, cut, part_prefix, run_key
 from llmpipe.data.readers.block import BLOCK_BYTES, Span, whole
@@ -37,26 +38,36 @@ def corpus_of(inputs: list[Path], **options: Any) -> Corpus:
     return replace(corpus, **given)
 
 
-def tokenize(corpus: Corpus, tokenizer_path: Path, output: Path, workers: int, part: Part | None = None) -> None:
+def tokenize(
+    corpus: Corpus, tokenizer_path: Path, output: Path, workers: int, part: Part | None = None, own_encoder: bool = True
+) -> None:
     """Write the corpus as the dataset `output`, the same bytes for any number of workers (processes).
 
+    Texts are encoded by llmpipe's own encoder, if it knows this kind of tokenizer; else by the tokenizer's library.
     Of a part alone `output` gets a suffix, and `llmpipe merge` makes one dataset of all parts.
     """
     tokenizer = open_tokenizer(tokenizer_path)
     files = find_files([Path(file) for file in corpus.files])
     encoder = _encoder(corpus, tokenizer, files)
+    if own_encoder and isinstance(encoder, TextEncoder):
+        encoder.fast = fast_encoder(tokenizer)
     rules = _rules(corpus, tokenizer, encoder)
     key, spans = corpus_key(rules, files), [whole(path) for path in files]
     if part:
         output, spans = part_prefix(output, part), cut(spans, part.count)[part.number - 1]
     total, before = sum(span.stop - span.start for span in spans), run_key(key, spans)
+
+    def check(counts: Counts) -> None:
+        if not counts.documents and not part:
+            raise UserError(_empty(corpus, counts))
+        if run_key(key, spans) != before:
+            raise UserError(f"{', '.join(corpus.files)}: a file was changed while it was read; run this again")
+
     with progress("tokenize", total, "B") as shown:
         workers = min(workers, 1 + total // BLOCK_BYTES)
         stream = Stream(encoder, token_dtype(tokenizer.vocab_size), workers, corpus.skip_bad, shown.add)
-        counts = pieces.write(stream, spans, output, before[:16], may_be_empty=part is not None)
+        counts = pieces.write(stream, spans, output, before[:16], check)
     sources = [_source(span, part is not None) for span in spans]
-    if run_key(key, spans) != before:
-        raise UserError(f"{', '.join(corpus.files)}: a file was changed while it was read; run this again")
     _tell(output, counts)
     facts = {**rules, "tokenizer": tokenizer.facts(), **asdict(counts), "sources": sources}
     if part:
@@ -80,6 +91,11 @@ def _rules(corpus: Corpus, tokenizer: Tokenizer, encoder: Encoder) -> dict[str, 
         "append_eod": encoder.append_eod,
         **encoder.facts,
     }
+
+
+def _empty(corpus: Corpus, counts: Counts) -> str:
+    rejected = f"; {counts.rejected_rows} bad rows are left out" if counts.rejected_rows else ""
+    return f"the corpus is empty: no document with text in {', '.join(corpus.files)}{rejected}"
 
 
 def _tell(output: Path, counts: Counts) -> None:
