@@ -1,4 +1,7 @@
-"""Llama 3's tokenizer.model as a tokenizer of the `tokenizers` library: the same tokens, the same special ones."""
+"""Ranked bytes as a tokenizer of the `tokenizers` library: Llama 3's tokenizer.model and Mistral's tekken.json.
+
+The same tokens, the same special ones, BOS first. What it encodes is held against tiktoken when it is made.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,34 +10,48 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, p
 from tokenizers.models import BPE
 
 from llmpipe.data.tokenizers.ranks import BOS, EOS, PATTERN, read_ranks, special_tokens
+from llmpipe.data.tokenizers.tiktoken import TikToken
 
 
 def build(path: Path, named: bool) -> Tokenizer:
-    """The same tokens as a tokenizer of the `tokenizers` library: byte-level BPE, BOS first."""
+    """Of Llama 3's tokenizer.model; `named`: its special tokens have the names of Llama 3.1 and later."""
     ranks = read_ranks(path)
-    vocab = {_visible(token): rank for token, rank in ranks.items()}
-    tokenizer = Tokenizer(BPE(vocab, _merges(ranks), ignore_merges=True))
+    return _byte_level(ranks, {}, PATTERN, special_tokens(named), (BOS, len(ranks)))
+
+
+def of_tekken(truth: TikToken) -> Tokenizer:
+    """Of a tekken.json, whose special tokens are the first of its vocabulary."""
+    names = sorted(truth.special, key=truth.special.__getitem__)
+    ranks = {token: truth.first_id + rank for token, rank in truth.pieces.items()}
+    return _byte_level(ranks, truth.special, truth.pattern, names, ("<s>", truth.bos_id))
+
+
+def _byte_level(
+    ids: dict[bytes, int], first: dict[str, int], pattern: str, special: list[str], bos: tuple[str, int]
+) -> Tokenizer:
+    """Byte-level BPE; `first`: special tokens with ids of their own, others follow the tokens."""
+    vocab = {_visible(token): number for token, number in ids.items()}
+    tokenizer = Tokenizer(BPE(first | vocab, _merges(ids), ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special_tokens(named)])
-    bos = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, len(ranks))]
-    )
-    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), bos])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special])
+    name = bos[0]
+    template = processors.TemplateProcessing(single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[bos])
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
     return tokenizer
 
 
-def config(max_positions: int) -> dict[str, Any]:
+def config(max_positions: int, bos: str = BOS, eos: str = EOS) -> dict[str, Any]:
     """tokenizer_config.json."""
     return {
-        "bos_token": BOS,
+        "bos_token": bos,
         "clean_up_tokenization_spaces": False,
-        "eos_token": EOS,
+        "eos_token": eos,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_positions,
         "tokenizer_class": "PreTrainedTokenizerFast",
