@@ -34,6 +34,14 @@ def test_run_with_its_layout(tmp_path: Path) -> None:
     assert (run.data, run.layout.tp, run.layout.device, run.split) == ({"a": 1.0, "b": 0.5}, 2, "cpu", [969, 30, 1])
 
 
+def test_a_run_with_held_out_corpora_of_its_own(tmp_path: Path) -> None:
+    run = read(Run, "{model: m, data: {a: 1}, validation: {b: 2}, test: {c: 1, b: 1}, recipe: r}", tmp_path)
+    assert isinstance(run, Run)
+    assert (run.corpora, run.validation, run.test) == (["a", "b", "c"], {"b": 2.0}, {"c": 1.0, "b": 1.0})
+    with pytest.raises(UserError, match="a is held out, for validation or test, and trained on as well: take it out"):
+        read(Run, "{model: m, data: {a: 1}, test: {a: 1}, recipe: r}", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "told"),
     [

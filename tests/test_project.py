@@ -81,6 +81,24 @@ def test_weights_from_the_hub_are_fetched_to_a_place_of_the_models_own(config: P
         project.hub_source("llama2_7b")
 
 
+def test_held_out_corpora_are_inputs_and_no_split_is_made(config: Path) -> None:
+    for name in ("more", "held"):
+        (config / f"corpora/{name}.yaml").write_text(f"files: [{name}.txt]")
+    write_run(config, validation="{more: 1}", test="{held: 2}")
+    corpora = "results/models/llama2_7b/corpora"
+    assert project.dataset_files("mine")[::3] == [f"{corpora}/{name}.bin" for name in ("text", "more", "held")]
+    assert project.finetune_options("mine").startswith(
+        f"--data {corpora}/text=1 --validation {corpora}/more=1 --test {corpora}/held=2 --nodes"
+    )
+    assert project.config_files("mine")[2:] == [f"config/corpora/{name}.yaml" for name in ("text", "more", "held")]
+
+
+def test_a_held_out_corpus_has_a_file(config: Path) -> None:
+    write_run(config, test="{gone: 1}")
+    with pytest.raises(UserError, match=r"names 'gone', but there is no config/corpora/gone\.yaml"):
+        project.run("mine")
+
+
 def test_files_and_options_of_a_run(config: Path) -> None:
     (config / "corpora/more.yaml").write_text("files: [more.txt]")
     write_run(config, data="{text: 2, more: 0.5}", split="[8, 1, 1]", layout="{gpus_per_node: 8, tp: 2, pp: 2}")

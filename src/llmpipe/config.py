@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -163,10 +164,22 @@ class Run:
     recipe: str
     """A name in config/recipes."""
     split: list[float] = field(default_factory=lambda: [969, 30, 1])
-    """Shares of the documents for train, validation, test."""
+    """Shares of the documents for train, validation, test; not used where one of the next two is given."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Corpora of their own for validation, as in data; then every document of data is trained on."""
+    test: dict[str, float] = field(default_factory=dict)
+    """Corpora of their own to measure perplexity on; then every document of data is trained on."""
     layout: Layout = field(default_factory=Layout)
     evaluate: list[str] = field(default_factory=lambda: ["perplexity"])
     """perplexity (of the test split), lm-eval task names, or files of lm-eval tasks."""
+
+    def __post_init__(self) -> None:
+        check_held_out(self.data, self.validation, self.test)
+
+    @property
+    def corpora(self) -> list[str]:
+        """All that it reads, each once."""
+        return list(self.data | self.validation | self.test)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,20 +279,27 @@ def parse_hub(given: str) -> tuple[str, str | None]:
     return match[1], match[2]
 
 
-def parse_data(given: tuple[str, ...]) -> dict[str, float]:
+def parse_data(given: tuple[str, ...], option: str = "--data") -> dict[str, float]:
     """`PREFIX[=WEIGHT]` options as a mapping from prefix to weight."""
     data: dict[str, float] = {}
     for item in given:
         prefix, _, weight = item.partition("=")
         if prefix in data:
-            raise UserError(f"--data {item}: {prefix} is given twice; give it once, with the sum of the weights")
+            raise UserError(f"{option} {item}: {prefix} is given twice; give it once, with the sum of the weights")
         try:
             data[prefix] = float(weight or 1.0)
         except ValueError:
-            raise UserError(f"--data {item}: the weight {weight!r} has to be a number, as in PREFIX=0.5") from None
+            raise UserError(f"{option} {item}: the weight {weight!r} has to be a number, as in PREFIX=0.5") from None
         if not 0 < data[prefix] < math.inf:
-            raise UserError(f"--data {item}: the weight has to be above 0")
+            raise UserError(f"{option} {item}: the weight has to be above 0")
     return data
+
+
+def check_held_out(data: Collection[str], validation: Collection[str], test: Collection[str]) -> None:
+    """UserError for a corpus or dataset that is trained on and held out too."""
+    for name in (*validation, *test):
+        if name in data:
+            raise UserError(f"{name} is held out, for validation or test, and trained on as well: take it out of one")
 
 
 def parse_split(given: str) -> list[float]:

@@ -60,7 +60,7 @@ def run(name: str) -> Run:
     found = load(Run, path)
     _expect("models", found.model, path)
     _expect("recipes", found.recipe, path)
-    for corpus_name in found.data:
+    for corpus_name in found.corpora:
         _expect("corpora", corpus_name, path)
     return found
 
@@ -173,7 +173,7 @@ def check_run(name: str, there: Callable[[str], bool]) -> None:
     source(found.model, there)
     recipe_file(name)
     task_files(name)
-    for corpus_name in found.data:
+    for corpus_name in found.corpora:
         corpus_files(corpus_name, there)
     shape = model(found.model).shape
     try:
@@ -185,10 +185,9 @@ def check_run(name: str, there: Callable[[str], bool]) -> None:
         ) from error
 
 
-def datasets(run_name: str) -> dict[str, float]:
-    """The prefixes of a run's datasets, each with its weight: tokens are made with the run's model's tokenizer."""
-    found = run(run_name)
-    return {f"results/models/{found.model}/corpora/{name}": weight for name, weight in found.data.items()}
+def dataset(run_name: str, corpus_name: str) -> str:
+    """The prefix of one of a run's datasets: tokens are made with the run's model's tokenizer."""
+    return f"results/models/{run(run_name).model}/corpora/{corpus_name}"
 
 
 def checkpoint(run_name: str) -> str:
@@ -217,15 +216,17 @@ def cards(run_name: str) -> list[str]:
 
 def dataset_files(run_name: str) -> list[str]:
     """The files of a run's datasets."""
-    made = zip(datasets(run_name), run(run_name).data, strict=True)
-    return [prefix + suffix for prefix, corpus_name in made for suffix in _suffixes(corpus_name)]
+    names = run(run_name).corpora
+    return [dataset(run_name, name) + suffix for name in names for suffix in _suffixes(name)]
 
 
 def finetune_options(run_name: str) -> str:
     """The options of `llmpipe finetune` that a run's file decides."""
     found, placed = run(run_name), layout(run_name)
-    options = [f"--data {prefix}={weight:g}" for prefix, weight in datasets(run_name).items()]
-    options.append(f"--split {','.join(f'{share:g}' for share in found.split)}")
+    kinds = {"data": found.data, "validation": found.validation, "test": found.test}
+    options = [f"--{kind} {dataset(run_name, name)}={kinds[kind][name]:g}" for kind in kinds for name in kinds[kind]]
+    if not found.validation and not found.test:
+        options.append(f"--split {','.join(f'{share:g}' for share in found.split)}")
     options += [f"--{key.replace('_', '-')} {getattr(placed, key)}" for key in _LAYOUT_OPTIONS]
     options += [f"--pp-layers {','.join(map(str, placed.pp_layers))}"] if placed.pp_layers else []
     return " ".join(options + [f"--config-file {path}" for path in config_files(run_name)])
@@ -286,7 +287,7 @@ _LAYOUT_OPTIONS = ("nodes", "gpus_per_node", "tp", "pp", "dp", "micro_batch", "d
 def config_files(run_name: str) -> list[str]:
     """The config files that a run is made of, but the recipe."""
     found = run(run_name)
-    named = [("runs", run_name), ("models", found.model), *(("corpora", name) for name in found.data)]
+    named = [("runs", run_name), ("models", found.model), *(("corpora", name) for name in found.corpora)]
     return [str(CONFIG / kind / f"{name}.yaml") for kind, name in named]
 
 

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from llmpipe.checkpoint.convert import shard
 from llmpipe.cli.evaluate import command
+from llmpipe.data.join import lay_end_to_end
 from llmpipe.errors import UserError
 from llmpipe.evaluate.plan import make_plan
 from llmpipe.layout import Stages
@@ -43,6 +44,20 @@ def test_a_run_beside_its_checkpoint(run: Path, checkpoint: Path, tmp_path: Path
     assert perplexity["n"] == 1 and perplexity["percent"] == pytest.approx(0, abs=1e-3)
     assert unigram["metric"] == "unigram_perplexity" and unigram["after"] < perplexity["after"]
     assert table["subject"]["path"] == str(run / "weights") and table["reference"]["path"] == str(checkpoint)
+
+
+def test_a_test_dataset_of_its_own(run: Path, checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    """The twin has the same documents in one dataset: those trained on first, then the others."""
+    other, both = make_dataset(checkpoint, tmp_path / "other"), tmp_path / "both"
+    lay_end_to_end([dataset, other], both)
+    record = {"name": "run", "data": [{"prefix": str(dataset)}], "split": [1, 0, 0], "recipe": {"seq_len": 32}}
+    (run / "run.json").write_text(json.dumps(record | {"test": [{"prefix": str(other)}]}))
+    evaluate(run, "--tasks", "perplexity", "--output", tmp_path / "out")
+    evaluate(run, "--tasks", "perplexity", "--data", both, "--split", "1,0,1", "--output", tmp_path / "twin")
+    rows, twin = (json.loads((tmp_path / name / "table.json").read_text())["rows"] for name in ("out", "twin"))
+    assert [(row["metric"], row["n"], row["after"]) for row in rows] == [
+        (row["metric"], row["n"], row["after"]) for row in twin
+    ]
 
 
 def test_tensor_parallel_processes_measure_the_same(run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from llmpipe.cli import LOG_FILE, with_log
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="Rank files, or a checkpoint.")
 @click.option("--data", "data", multiple=True, required=True, metavar="PREFIX[=WEIGHT]", help="A dataset; repeatable.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The run folder.")
-@click.option("--split", default="969,30,1", show_default=True, help="Shares of train, validation, test.")
+@click.option("--split", default=None, show_default="969,30,1", help="Shares of train, validation, test.")
+@click.option("--validation", multiple=True, metavar="PREFIX[=WEIGHT]", help="A dataset for validation; repeatable.")
+@click.option("--test", multiple=True, metavar="PREFIX[=WEIGHT]", help="A dataset for perplexity; repeatable.")
 @click.option("--tp", default=1, show_default=True, help="Tensor-parallel ranks.")
 @click.option("--pp", default=1, show_default=True, help="Pipeline stages.")
 @click.option("--pp-layers", metavar="N,N,...", help="Layers of each stage, where the split is uneven: 15,17.")
@@ -37,7 +39,9 @@ def command(
     model: Path,
     data: tuple[str, ...],
     output: Path,
-    split: str,
+    split: str | None,
+    validation: tuple[str, ...],
+    test: tuple[str, ...],
     pp_layers: str | None,
     config_files: tuple[str, ...],
     node_rank: int,
@@ -58,10 +62,10 @@ def command(
           --data results/models/tiny_llama/corpora/tiny_llama --output scratch/run \\
           --tp 2 --pp 2 --gpus-per-node 4 --micro-batch 8 --device cpu
     """
-    from llmpipe.config import Recipe, load, parse_data, parse_split
+    from llmpipe.config import Recipe, load, parse_data
     from llmpipe.launch import Place, launch
     from llmpipe.layout import Layout, parse_layers
-    from llmpipe.train.job import Job
+    from llmpipe.train.job import Job, job_split
     from llmpipe.train.preflight import preflight
     from llmpipe.verify.card import require_card
 
@@ -70,7 +74,9 @@ def command(
         layout=Layout(**layout, pp_layers=[*parse_layers(pp_layers)]).resolved(),  # type: ignore[arg-type]
         model=str(model),
         data=parse_data(data),
-        split=parse_split(split),
+        split=job_split(split, held_out=bool(validation or test)),
+        validation=parse_data(validation, "--validation"),
+        test=parse_data(test, "--test"),
         output=str(output),
         config_files=[str(recipe), *config_files],
     )

@@ -96,7 +96,7 @@ def measure(plan: Plan, weights: Path, open_engine: OpenEngine) -> list[Measure]
             check_tokenizer(prefix, tokenizer.path)
             check_vocab(prefix, engine.shape.vocab)
             name = PERPLEXITY if len(plan.data) == 1 else f"{PERPLEXITY}/{prefix.name}"
-            found += measure_perplexity(name, prefix, plan.split, engine, window)
+            found += measure_perplexity(name, prefix, plan, engine, window)
     if plan.harness_tasks:
         from llmpipe.evaluate.harness import HarnessModel, run_tasks  # lm-eval takes seconds to import
 
@@ -104,10 +104,12 @@ def measure(plan: Plan, weights: Path, open_engine: OpenEngine) -> list[Measure]
     return found
 
 
-def measure_perplexity(name: str, prefix: Path, split: list[float], engine: Engine, window: int) -> list[Measure]:
+def measure_perplexity(name: str, prefix: Path, plan: Plan, engine: Engine, window: int) -> list[Measure]:
     """The model's on the test documents, and the unigram baseline's on the same tokens."""
-    test = [document.tolist() for document in heldout(prefix, split, "test", sys.maxsize)]
-    counts = count_tokens(train_tokens(prefix, split), engine.shape.vocab)
+    test = [document.tolist() for document in heldout(prefix, plan.split, "test", sys.maxsize)]
+    trained = [(Path(one), [1.0, 0.0, 0.0]) for one in plan.trained_on] or [(prefix, plan.split)]
+    counts = sum(count_tokens(train_tokens(*one), engine.shape.vocab) for one in trained)
+    assert isinstance(counts, np.ndarray)
     model, unigram = model_perplexity(engine, test, window), unigram_perplexity(counts, test)
     log.info("%s: perplexity %.3f, unigram %.3f, %s tokens", prefix, model.value, unigram.value, model.tokens)
     return [

@@ -21,6 +21,8 @@ class Plan:
     data: list[str]
     """Dataset prefixes, for perplexity."""
     split: list[float]
+    trained_on: list[str]
+    """Datasets that were trained on whole, where `data` are others; none: the training documents of `data`."""
     reference: Path | None
     seq_len: int | None
     """Tokens that the models read at once; None: all they can."""
@@ -47,7 +49,9 @@ def make_plan(
     run = run_record(path)
     if not tasks:
         raise UserError("--tasks names none: give perplexity, lm-eval task names or files of lm-eval tasks")
-    data = data or [part["prefix"] for part in run.get("data") or []]
+    trained_on, given = [part["prefix"] for part in run.get("data") or []], data or split
+    test = [part["prefix"] for part in run.get("test") or []] if not given else []
+    data, split = (test, [0.0, 0.0, 1.0]) if test else (data or trained_on, split)
     if PERPLEXITY in tasks and not data:
         raise UserError(
             f"the task perplexity needs held-out text, and {path} is no run that says which: give --data PREFIX"
@@ -60,6 +64,7 @@ def make_plan(
         tasks=tasks,
         data=data,
         split=split or run.get("split") or SPLIT,
+        trained_on=trained_on if test else [],
         reference=weights_of(reference) if reference else None,
         seq_len=seq_len or (run.get("recipe") or {}).get("seq_len"),
     )

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llmpipe.checkpoint import manifest
-from llmpipe.config import Recipe, build
+from llmpipe.config import Recipe, build, check_held_out, parse_split
 from llmpipe.data import manifest as dataset_manifest
+from llmpipe.errors import UserError
 from llmpipe.files import write_json
 from llmpipe.layout import Layout
 
@@ -28,10 +29,17 @@ class Job:
     data: dict[str, float]
     """Dataset prefix: weight in the blend."""
     split: list[float]
+    """Shares of train, validation, test; all for train where one of the next two is given."""
+    validation: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    """Datasets of their own, which no step trains on."""
     output: str
     """The run folder."""
     config_files: list[str] = field(default_factory=list)
     """The files that this was read from, for the record."""
+
+    def __post_init__(self) -> None:
+        check_held_out(self.data, self.validation, self.test)
 
     @property
     def run(self) -> Path:
@@ -54,7 +62,7 @@ class Job:
 
     def data_digests(self) -> dict[str, str]:
         """The identity of each dataset, by prefix."""
-        return {prefix: dataset_manifest.digest(Path(prefix)) for prefix in self.data}
+        return {prefix: dataset_manifest.digest(Path(prefix)) for prefix in self.data | self.validation | self.test}
 
     def digest(self) -> str:
         """The hash of model, data and recipe, without steps, layout, logging and evaluation keys."""
@@ -81,6 +89,18 @@ class Job:
     def write(self) -> None:
         """Write RUN/job.json."""
         write_json(self.path, asdict(self))
+
+
+def job_split(given: str | None, held_out: bool) -> list[float]:
+    """The split that `--split` says, 969,30,1 without it; all for train beside datasets that are held out."""
+    if not held_out:
+        return parse_split(given or "969,30,1")
+    if given is not None:
+        raise UserError(
+            f"--split {given} takes documents of --data away from training, but --validation or --test are given too:"
+            " give one or the other"
+        )
+    return [1.0, 0.0, 0.0]
 
 
 def read_job(path: Path) -> Job:

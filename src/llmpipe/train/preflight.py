@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from llmpipe.checkpoint.formats import open_source
+from llmpipe.data import manifest
 from llmpipe.data.loader import check_batch, check_tokenizer, check_vocab
 from llmpipe.data.packing import check_part
 from llmpipe.data.tokenizer import find_tokenizer
@@ -50,6 +51,8 @@ def preflight(job: Job) -> None:
     tokenizer = find_tokenizer(Path(job.model))
     for prefix in job.data:
         check_part(Path(prefix), job.split, "train", recipe.seq_len)
+    for prefix in job.data | job.validation | job.test:
+        manifest.check(Path(prefix))
         if tokenizer:
             check_tokenizer(Path(prefix), tokenizer)
         check_vocab(Path(prefix), shape.vocab)

@@ -66,13 +66,19 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
 def _record(job: Job, shape: Shape, digest: str, summary: dict[str, float]) -> dict[str, object]:
     """run.json: what was run, on what, hashes, why it ended."""
     digests = job.data_digests()
+
+    def listed(data: dict[str, float]) -> list[dict[str, object]]:
+        return [{"prefix": key, "weight": weight, "digest": digests[key]} for key, weight in data.items()]
+
     return {
         "name": job.run.name,
         "exit_reason": "finished",
         "recipe": asdict(job.recipe),
         "layout": asdict(job.layout),
         "split": job.split,
-        "data": [{"prefix": key, "weight": weight, "digest": digests[key]} for key, weight in job.data.items()],
+        "data": listed(job.data),
+        "validation": listed(job.validation),
+        "test": listed(job.test),
         "model": {"path": job.model, "checkpoint_digest": job.model_digest()},
         "weights_digest": digest,
         "job_digest": job.digest(),
