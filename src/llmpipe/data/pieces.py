@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,11 +27,11 @@ PIECE_BYTES = 256 << 20
 log = logging.getLogger(__name__)
 
 
-def write(stream: Stream, spans: list[Span], prefix: Path, key: str, may_be_empty: bool) -> Counts:
-    """The dataset of some spans, in pieces if it is large."""
+def write(stream: Stream, spans: list[Span], prefix: Path, key: str, check: Callable[[Counts], None]) -> Counts:
+    """The dataset of some spans, in pieces if it is large; `check` may refuse what was read, before it is named."""
     count = -(-sum(span.stop - span.start for span in spans) // PIECE_BYTES)
     if count <= 1:
-        return stream.write(spans, prefix, Counts(), may_be_empty)
+        return stream.write(spans, prefix, Counts(), check)
     folder = prefix.with_name(f".{prefix.name}.pieces")
     with _locked(folder, prefix):
         for other in folder.iterdir():
@@ -41,8 +41,7 @@ def write(stream: Stream, spans: list[Span], prefix: Path, key: str, may_be_empt
         for number, piece in enumerate(cut(spans, count), start=1):
             pieces.append(folder / key / f"{number:05}")
             counts += _piece(stream, piece, pieces[-1], counts)
-        if not counts.documents and not may_be_empty:
-            raise UserError(f"the corpus is empty: no document with text in {len(spans)} files")
+        check(counts)
         lay_end_to_end(pieces, prefix)
         join_rejects(pieces, prefix)
         shutil.rmtree(folder)
@@ -56,7 +55,7 @@ def _piece(stream: Stream, spans: list[Span], prefix: Path, before: Counts) -> C
         log.info("%s: finished by an earlier run", prefix)
         stream.shown(sum(span.stop - span.start for span in spans), "finished earlier")
         return Counts(**json.loads(finished.read_text()))
-    counts = stream.write(spans, prefix, before, may_be_empty=True)
+    counts = stream.write(spans, prefix, before)
     write_json(finished, asdict(counts))
     return counts
 

@@ -48,8 +48,13 @@ class Stream:
     shown: Callable[[int, str], None]
     """Is told the bytes of the corpus that are done, and of which file."""
 
-    def write(self, spans: list[Span], prefix: Path, before: Counts, may_be_empty: bool) -> Counts:
-        """The dataset of some spans; `before` counts what is of the same corpus and written. UserError for bad rows."""
+    def write(
+        self, spans: list[Span], prefix: Path, before: Counts, check: Callable[[Counts], None] = lambda _: None
+    ) -> Counts:
+        """The dataset of some spans; UserError for bad rows.
+
+        `before` counts what is of the same corpus and written; `check` may refuse what was read, before it is named.
+        """
         with ExitStack() as stack:
             writer = stack.enter_context(Writer(prefix, self.dtype))  # the last to take its name
             roles = stack.enter_context(Writer(suffixed(prefix, ROLES), DTYPE)) if self.encoder.has_roles else None
@@ -64,8 +69,7 @@ class Stream:
                     roles.add(found.roles, found.sizes)
                 counts += _counted(found)
                 self.shown(found.read, found.path.name)
-            if not counts.documents and not may_be_empty:
-                raise UserError(_empty(spans, counts))
+            check(counts)
             retire(prefix)
         if not counts.rejected_rows:
             rejects_path(prefix).unlink(missing_ok=True)
@@ -99,9 +103,3 @@ def _counted(found: Encoded) -> Counts:
         dropped_chats=found.dropped,
         tokens=len(found.tokens),
     )
-
-
-def _empty(spans: list[Span], counts: Counts) -> str:
-    names = ", ".join(dict.fromkeys(str(span.path) for span in spans))
-    rejected = f"; {counts.rejected_rows} bad rows are left out" if counts.rejected_rows else ""
-    return f"the corpus is empty: no document with text in {names}{rejected}"
