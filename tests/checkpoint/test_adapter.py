@@ -218,6 +218,7 @@ REFUSED = [
     ({"alpha_pattern": {"q_proj": "4"}}, {}, "alpha_pattern['q_proj'] is '4', expected a number above 0"),
     ({"lora_alpha": float("inf")}, {}, "lora_alpha is inf, expected a number above 0"),
     ({}, {"model.embed_tokens.weight": torch.tensor(1.0)}, "model.embed_tokens.weight is [], no matrix"),
+    ({}, {"model.norm.weight": torch.ones(32).int()}, "model.norm.weight is torch.int32, expected floating-point"),
     ({"r": 4}, {}, f"{Q} has factors of [32, 3] and [3, 32], but adapter_config.json says rank 4"),
     ({"use_dora": True}, {}, f"says use_dora, but {Q} has no magnitudes"),
     ({}, {f"{Q}.lora_magnitude_vector": torch.ones(32)}, "lora_magnitude_vector does not fit"),

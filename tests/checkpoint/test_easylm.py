@@ -220,10 +220,10 @@ def test_a_tied_shape_takes_a_head_that_is_the_embedding(tmp_path: Path, hf_tens
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_what_is_written_is_easylms_own_bytes(
-    tmp_path: Path, hf: Path, hf_tensors: Tensors, tensors: Tensors, dtype: torch.dtype | None
+    tmp_path: Path, hf: Path, hf_tensors: Tensors, tensors: Tensors, tokenizer_model: Path, dtype: torch.dtype | None
 ) -> None:
     """The very file that EasyLM's converter would make of these weights, and its metadata."""
-    (hf / "tokenizer.model").write_bytes(b"a tokenizer")
+    (hf / "tokenizer.model").write_bytes(tokenizer_model.read_bytes())
     (tmp_path / "out").mkdir()
     hashes = easylm.write(Mover(HfSource(hf)), tmp_path / "out", dtype)
     assert hashes.keys() == {"streaming_params", "metadata.pkl", "tokenizer.model", "generation_config.json"}

@@ -1,6 +1,7 @@
 """Damaged and hostile directories: one clear error that names the file, never a traceback."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from click.testing import CliRunner
 from meta_files import write_meta
 from safetensors.torch import load_file, save_file
 
-from llmpipe.checkpoint.convert import convert
+from llmpipe.checkpoint.convert import Target, convert
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.cli.convert import command
 from llmpipe.cli.inspect import command as inspect_command
 from llmpipe.errors import UserError
@@ -60,6 +62,20 @@ def manifest(**entry: Any) -> Damage:
     return lambda hf: (hf / "manifest.json").write_text(json.dumps(table))
 
 
+def write(name: str, text: str) -> Damage:
+    return lambda hf: (hf / name).write_text(text)
+
+
+def link(name: str) -> Damage:
+    return lambda hf: (hf / name).symlink_to("blobs/that-was-removed")
+
+
+# One token, whose number no embedding has.
+HUGE_ID = json.dumps({
+    "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+    "pre_tokenizer": None, "post_processor": None, "decoder": None,
+    "model": {"type": "BPE", "vocab": {"a": 4_000_000_000}, "merges": []},
+})  # fmt: skip
 DAMAGES: list[tuple[Damage, str]] = [
     (config(layer_types=5), "would lose: layer_types"),
     (config(layer_types=[[]]), "would lose: layer_types"),
@@ -70,6 +86,17 @@ DAMAGES: list[tuple[Damage, str]] = [
     (config(architectures=5), "architecture 'none'"),
     (config(model_type=[]), "model_type [] contradicts"),
     (config(ff_factor="x"), "would lose: ff_factor"),
+    (config(rms_norm_eps=None), "norm_eps is None, but has to be a number above 0"),
+    (config(rope_scaling={"type": 3}), "rope_scaling {'type': 3} contradicts rope_parameters"),
+    (config(rope_scaling=[]), "rope_scaling is [], no table of keys"),
+    (config(torch_dtype="int8", dtype=None), "torch_dtype is 'int8', expected one of bfloat16, float16"),
+    (config(bos_token_id="x"), "bos_token_id is 'x', expected a token's number"),
+    (config(eos_token_id={}), "eos_token_id is {}, expected a token's number"),
+    (write("tokenizer_config.json", ""), "tokenizer_config.json is damaged"),
+    (write("generation_config.json", "[]"), "generation_config.json is no table of keys"),
+    (link("tokenizer.json"), "tokenizer.json is a link that leads nowhere: put the file there"),
+    (link("chat_template.jinja"), "chat_template.jinja is a link that leads nowhere"),
+    (write("tokenizer.json", HUGE_ID), "tokenizer.json has 4000000001 tokens, but the embedding in"),
     (header(one(dtype=["F32"])), "the tensor a is of type ['F32']; llmpipe reads F64"),
     (header(one(dtype="F8_E4M3", data_offsets=[0, 2]), b"\0\0"), "the tensor a is of type F8_E4M3"),
     (header(one(dtype="I4", data_offsets=[0, 1]), b"\0"), "the tensor a is of type I4"),
@@ -102,6 +129,27 @@ def test_odd_pth_files(meta: Path, values: Any, tmp_path: Path) -> None:
     torch.save(values, meta / "consolidated.00.pth")
     with pytest.raises(UserError):
         convert(meta, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("key", "value", "told"), [
+    ("n_kv_heads", 0, "num_kv_heads is 0"),
+    ("head_dim", 0, "head_dim is 0"),
+    ("max_seq_len", 0, "max_positions is 0"),
+    ("sliding_window", 0, "window is 0"),
+    ("use_scaled_rope", "x", "use_scaled_rope is 'x', but has to be true or false"),
+])  # fmt: skip
+def test_params_that_are_no_numbers_of_a_model(meta: Path, key: str, value: Any, told: str) -> None:
+    path = meta / "params.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=re.escape(told)):
+        open_source(meta)
+
+
+@pytest.mark.parametrize("to", ["hf", "meta", "megatron", "easylm"])
+def test_a_tokenizer_that_is_none_goes_nowhere(meta: Path, tmp_path: Path, to: str) -> None:
+    (meta / "tokenizer.model").write_text("hello")
+    with pytest.raises(UserError, match="is neither a SentencePiece model nor tiktoken's"):
+        convert(meta, tmp_path / "out", Target(to))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_link_to_itself(meta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

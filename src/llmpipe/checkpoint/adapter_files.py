@@ -81,6 +81,10 @@ def read_adapter(path: Path) -> Adapter:
     if file is None:
         raise UserError(f"{path} holds none of {', '.join(FILES)}: copy or download the adapter again")
     found = safetensors_file.read_header(file)[0] if file.suffix == ".safetensors" else tensors(read_torch_file(file))
+    if other := [name for name, tensor in found.items() if not tensor.dtype.is_floating_point]:
+        raise UserError(
+            f"{file}: {other[0]} is {found[other[0]].dtype}, expected floating-point numbers: copy it again"
+        )
     adapter, factors, left_over = Adapter(path, config, file), dict[str, dict[str, StoredTensor]](), []
     for name, tensor in found.items():
         plain = name.removeprefix(_PREFIX)

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 from llmpipe.errors import UserError
-from llmpipe.files import CHUNK_BYTES
+from llmpipe.files import CHUNK_BYTES, read_json
 from llmpipe.progress import Progress
 
 # Everything else beside a model's weights: another format's weights, pictures, a repository's own files.
@@ -25,6 +25,8 @@ CARRIED = (
 TEMPLATES = "additional_chat_templates"
 """A folder of chat templates beyond the first, NAME.jinja each, as transformers saves them."""
 _LICENCES = ("LICENSE", "LICENCE", "USE_POLICY", "NOTICE")
+_LARGE = ("tekken.json", "tokenizer.json")  # read by the libraries that know them
+_AGAIN = "copy or download it again, or take it away"
 _POINTER = b"version https://git-lfs"
 _FICLONE = 0x40049409  # linux/fs.h
 
@@ -37,12 +39,22 @@ def goes_along(name: str) -> bool:
 
 def names(directory: Path) -> list[str]:
     """The files of a model's directory that go along with its weights, relative to it."""
-    files = (path for path in (*directory.iterdir(), *directory.glob(f"{TEMPLATES}/*")) if path.is_file())
-    return sorted(name for name in (str(path.relative_to(directory)) for path in files) if goes_along(name))
+    files = {
+        str(path.relative_to(directory)): path for path in (*directory.iterdir(), *directory.glob(f"{TEMPLATES}/*"))
+    }
+    found = {name: path for name, path in files.items() if goes_along(name)}
+    for path in found.values():
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere: put the file there, or take the link away")
+    return sorted(name for name, path in found.items() if path.is_file())
 
 
 def carried_files(source: Path, directory: Path) -> dict[str, str]:
-    """Copy the files that go along with the weights; returns their SHA-256."""
+    """Copy the files that go along with the weights; returns their SHA-256. UserError for settings that are none."""
+    for name in names(source):
+        check_pulled(source / name)
+        if name.endswith(".json") and name not in _LARGE and not isinstance(read_json(source / name, _AGAIN), dict):
+            raise UserError(f"{source / name} is no table of keys: {_AGAIN}")
     return {name: copy_hashed(source / name, directory / name) for name in names(source)}
 
 

@@ -89,7 +89,7 @@ def write(mover: Mover, directory: Path, target: Target) -> dict[str, str | None
     if target.to == "meta":
         return meta_write.write(mover, directory, target.tp, target.dtype)
     if target.to == "megatron":
-        hashes: dict[str, str | None] = {**tokenizer_files.carry(mover.source.path, directory)}
+        hashes: dict[str, str | None] = {**tokenizer_files.carry(mover.source, directory)}
         dialect = named(target.dialect)
         return hashes | megatron.write(mover, directory, dialect, target.tp, target.stages, target.dtype)
     if target.to == "easylm":
@@ -117,7 +117,7 @@ def _beside(source: TensorSource, scratch: Path, target: Target, changes: Change
         if changes.tokens:
             grow.add_to_files(scratch, changes.tokens)
     else:
-        tokenizer_files.carry(source.path, scratch)
+        tokenizer_files.carry(source, scratch)
     more = {"meta": ["params.json"], "easylm": [easylm.METADATA]}.get(target.to, [])
     return [*(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file()), *more]
 

@@ -187,7 +187,7 @@ def write(mover: Mover, directory: Path, dtype: torch.dtype | None = None) -> di
     `dtype` None keeps each tensor's stored type. Returns the files' SHA-256. UserError for what EasyLM cannot hold.
     """
     segments = streaming_file(mover.source, dtype)
-    hashes: dict[str, str | None] = {**tokenizer_files.carry(mover.source.path, directory)}
+    hashes: dict[str, str | None] = {**tokenizer_files.carry(mover.source, directory)}
     (directory / METADATA).write_bytes(metadata_bytes(mover.source.shape))
     hashes[METADATA] = sha256(directory / METADATA)
     total = sum(len(part) if isinstance(part, bytes) else part.bytes for part in segments)

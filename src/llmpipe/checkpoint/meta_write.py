@@ -50,7 +50,7 @@ def write(
     params = meta_params.to_params(shape, by_rows)
     check_split(shape, tp)
     write_json(directory / "params.json", params)
-    hashes: dict[str, str | None] = {**tokenizer_files.carry(mover.source.path, directory)}
+    hashes: dict[str, str | None] = {**tokenizer_files.carry(mover.source, directory)}
     hashes["params.json"] = sha256(directory / "params.json")
     files = targets(mover.source, tp, dtype, by_rows)
     trees = {name: {filled.stored.name: filled for filled in tensors} for name, tensors in files.items()}

@@ -60,8 +60,8 @@ def read_fields(params: dict[str, Any], expected: Shape | None, path: Path) -> d
         "num_layers": params["n_layers"],
         "hidden": params["dim"],
         "num_heads": params["n_heads"],
-        "num_kv_heads": params.get("n_kv_heads") or params["n_heads"],
-        "head_dim": params.get("head_dim") or params["dim"] // params["n_heads"],
+        "num_kv_heads": params.get("n_kv_heads", params["n_heads"]),
+        "head_dim": params["head_dim"] if "head_dim" in params else params["dim"] // params["n_heads"],
         "max_positions": _positions(params, expected, family, path),
         "norm_eps": float(params["norm_eps"]),
         "rope_theta": _theta(params, expected, path),
@@ -72,13 +72,15 @@ def read_fields(params: dict[str, Any], expected: Shape | None, path: Path) -> d
 
 
 def _positions(params: dict[str, Any], expected: Shape | None, family: str, path: Path) -> Any:
-    said = params.get("max_seq_len") or params.get("max_position_embeddings")
+    said = params.get("max_seq_len", params.get("max_position_embeddings"))
     if said is None and expected is None:
         of = "Llama 2's" if family == "llama" else "Mistral 7B's"
         log.info(
             "%s: params.json does not say the longest sequence: %d, %s, taken", path.parent, _MAX_POSITIONS[family], of
         )
-    return said or (expected.max_positions if expected else _MAX_POSITIONS[family])
+    if said is not None:
+        return said
+    return expected.max_positions if expected else _MAX_POSITIONS[family]
 
 
 def _theta(params: dict[str, Any], expected: Shape | None, path: Path) -> float:
@@ -92,7 +94,9 @@ def _theta(params: dict[str, Any], expected: Shape | None, path: Path) -> float:
 
 def _scaling(params: dict[str, Any], expected: Shape | None, path: Path) -> dict[str, Any] | None:
     """The rope scaling; UserError where Llama 3.1 and 3.2 cannot be told apart."""
-    if not params.get("use_scaled_rope"):
+    if (scaled := params.get("use_scaled_rope", False)) not in (True, False):
+        raise UserError(f"{path}: use_scaled_rope is {scaled!r}, but has to be true or false: copy it again")
+    if not scaled:
         return None
     factor = params.get("rope_scaling_factor")
     if factor is None and expected and expected.rope_scaling:

@@ -17,16 +17,18 @@ from llmpipe.checkpoint.carried import carried_files, copy_hashed
 from llmpipe.checkpoint.sentencepiece_model import SPACE, build, config, load, read_spec
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.data.tokenizers.ranks import SPECIAL, is_tiktoken, read_ranks
+from llmpipe.data.tokenizers.tekken import open_tekken
 from llmpipe.data.tokenizers.tiktoken import open_ranks
 from llmpipe.errors import UserError
 from llmpipe.files import sha256, write_json
 
 log = logging.getLogger(__name__)
 
-MODEL, JSON, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
+MODEL, TEKKEN, JSON = "tokenizer.model", "tekken.json", "tokenizer.json"
+CONFIG = "tokenizer_config.json"
 FILES = (
     MODEL, JSON, CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja", "tekken.json",
+    "chat_template.jinja", TEKKEN,
 )  # fmt: skip
 PROBES = (
     "Hello world",
@@ -50,27 +52,37 @@ PROBES = (
 def folder(path: Path) -> Path | None:
     """The directory with a source's tokenizer; Meta's, Megatron's and EasyLM's weights may have it one folder above."""
     above = [] if (path / "config.json").is_file() else [path.absolute().parent]
-    return next((place for place in (path, *above) if any((place / name).is_file() for name in (MODEL, JSON))), None)
+    names = (MODEL, TEKKEN, JSON)
+    return next((place for place in (path, *above) if any((place / name).is_file() for name in names)), None)
 
 
 def find(path: Path) -> Path | None:
-    """The tokenizer.model of a source."""
+    """The tokenizer.model or tekken.json of a source."""
     place = folder(path)
-    return place / MODEL if place and (place / MODEL).is_file() else None
+    return _own(place) if place else None
+
+
+def _own(place: Path) -> Path | None:
+    """The file of a folder that transformers does not read, and that is the truth beside a tokenizer.json."""
+    return next((place / name for name in (MODEL, TEKKEN) if (place / name).is_file()), None)
 
 
 def model_size(model: Path) -> int:
-    """How many tokens a tokenizer.model has."""
+    """How many tokens a tokenizer.model or tekken.json has."""
+    if model.name == TEKKEN:
+        return open_tekken(model).vocab_size
     if is_tiktoken(model):
         return len(read_ranks(model)) + SPECIAL
     return load(model).vocab_size()
 
 
 def control_ids(path: Path) -> tuple[int | None, int | None]:
-    """The ids of BOS and EOS that a source's tokenizer.model says; None where it has none."""
+    """The ids of BOS and EOS that a source's tokenizer.model or tekken.json says; None where it has none."""
     model = find(path)
     if model is None:
         return None, None
+    if model.name == TEKKEN:
+        return open_tekken(model).bos_id, open_tekken(model).eos_id
     if is_tiktoken(model):
         bos = model_size(model) - SPECIAL
         return bos, bos + 1
@@ -84,11 +96,16 @@ def opened(source: TensorSource) -> Tokenizer | None:
     place = folder(source.path)
     if place is None:
         return None
-    return from_file(place / JSON) if (place / JSON).is_file() else _made(source, place / MODEL)[0]
+    own = _own(place)
+    return _made(source, own)[0] if own and not (place / JSON).is_file() else from_file(place / JSON)
 
 
 def _made(source: TensorSource, model: Path) -> tuple[Tokenizer, dict[str, Any], Callable[[str], list[int]]]:
-    """A tokenizer.model's tokenizer.json and tokenizer_config.json, and the encoding that is the truth."""
+    """The tokenizer.json and tokenizer_config.json of a file of another kind, and the encoding that is the truth."""
+    if model.name == TEKKEN:
+        own = open_tekken(model)
+        settings = tiktoken_file.config(source.shape.max_positions, "<s>", "</s>")
+        return tiktoken_file.of_tekken(own), settings, own.encode
     if is_tiktoken(model):  # the names of some special tokens came with Llama 3.1, as did its rope scaling
         made = tiktoken_file.build(model, named=source.shape.rope_scaling is not None)
         settings = tiktoken_file.config(source.shape.max_positions)
@@ -97,8 +114,12 @@ def _made(source: TensorSource, model: Path) -> tuple[Tokenizer, dict[str, Any],
     return build(truth, model), config(truth, source.shape.max_positions), truth.encode
 
 
-def carry(path: Path, directory: Path) -> dict[str, str]:
-    """Copy what goes along with a source's weights, its tokenizer from the folder above too; returns the SHA-256."""
+def carry(source: TensorSource, directory: Path) -> dict[str, str]:
+    """Copy what goes along with a source's weights, its tokenizer from the folder above too; returns the SHA-256.
+
+    UserError if the tokenizer is none, or has ids that the embedding has no rows for.
+    """
+    path = source.path
     place, hashes = folder(path), carried_files(path, directory)
     if place is None:
         others = sorted(file.name for file in path.glob(f"{MODEL}.*"))
@@ -108,22 +129,25 @@ def carry(path: Path, directory: Path) -> dict[str, str]:
         log.info("the tokenizer of %s is taken", place)
         above = [name for name in FILES if (place / name).is_file()]
         hashes |= {name: copy_hashed(place / name, directory / name) for name in above}
+    if place and (own := _own(place)):
+        check_vocabulary(source, own, model_size(own))
+    if place and (place / JSON).is_file():
+        ids = from_file(place / JSON).get_vocab().values()
+        check_vocabulary(source, place / JSON, max(len(ids), max(ids, default=-1) + 1))
     return hashes
 
 
 def complete(source: TensorSource, directory: Path) -> dict[str, str]:
     """Carry the tokenizer's and other files, and add what a checkpoint's tokenizer lacks; returns their SHA-256."""
-    place, hashes = folder(source.path), carry(source.path, directory)
+    place, hashes = folder(source.path), carry(source, directory)
     if place is None:
         return hashes
     given, settings = (from_file(place / JSON) if (place / JSON).is_file() else None), dict[str, Any]()
     if given:
-        check_vocabulary(source, place / JSON, given.get_vocab_size())
         settings = {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
-    if (place / MODEL).is_file():
-        check_vocabulary(source, place / MODEL, model_size(place / MODEL))
-        made, settings, encode = _made(source, place / MODEL)
-        _hold_against(encode, given or made, place / MODEL)
+    if own := _own(place):
+        made, settings, encode = _made(source, own)
+        _hold_against(encode, given or made, own)
         if given is None:
             made.save(str(directory / JSON))
             hashes[JSON] = sha256(directory / JSON)
@@ -138,7 +162,7 @@ def _hold_against(encode: Callable[[str], list[int]], tokenizer: Tokenizer, mode
     try:
         compare(encode, tokenizer, model)
     except UserError as error:
-        if is_tiktoken(model) or not read_spec(model).tied:
+        if model.name == TEKKEN or is_tiktoken(model) or not read_spec(model).tied:
             raise
         log.warning(
             "%s; its pieces share scores, as in vocabularies that were extended, and no tokenizer.json can say that:"
@@ -158,7 +182,11 @@ def check_vocabulary(source: TensorSource, file: Path, size: int) -> None:
 
 
 def compare(encode: Callable[[str], list[int]], tokenizer: Tokenizer, model: Path) -> None:
-    """UserError naming the first probe text whose ids differ."""
+    """UserError naming the first probe text whose ids differ.
+
+    The name of a special token, as [INST] is one of Mistral's, is text here; transformers takes it for the token.
+    """
+    tokenizer.encode_special_tokens = True
     for text in PROBES:
         expected, found = encode(text), tokenizer.encode(text, add_special_tokens=False).ids
         if expected != found:
@@ -166,8 +194,9 @@ def compare(encode: Callable[[str], list[int]], tokenizer: Tokenizer, model: Pat
                 f"{model} and the tokenizer.json for it disagree on the text {text!r}: {expected} and {found}:"
                 " a tokenizer.json that came with the source may be of another model: remove it to have it made anew;"
                 " what llmpipe made cannot say this model's normalizer: put the makers' tokenizer.json in its place"
-                " and take tokenizer.model away"
+                f" and take {model.name} away"
             )
+    tokenizer.encode_special_tokens = False
 
 
 def from_file(path: Path) -> Tokenizer:

@@ -57,6 +57,8 @@ class Shape:
         for name in ("tie_embeddings", "qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
             if type(getattr(self, name)) is not bool:
                 raise UserError(f"{name} is {getattr(self, name)!r}, but has to be true or false")
+        if self.window is not None and (type(self.window) is not int or self.window < 1):
+            raise UserError(f"window is {self.window!r}, but has to be a whole number from 1 on")
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads evenly")
 

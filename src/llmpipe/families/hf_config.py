@@ -31,6 +31,7 @@ _NEUTRAL: dict[str, Any] = {
     "is_encoder_decoder": False, "mlp_bias": False, "pruned_heads": {}, "rope_interleaved": False,
     "tie_encoder_decoder": False, "use_mrope": False, "use_sliding_window": False,
 }  # fmt: skip
+_DTYPES = ("bfloat16", "float16", "float32", "float64", "auto")
 # Read apart from the families' tables, in `_window` and `_falcon`.
 _WINDOW = {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
 _FALCON = {"multi_query", "new_decoder_architecture", "num_ln_in_parallel_attn"}
@@ -44,7 +45,7 @@ def read_config(family: Family, config: dict[str, Any], where: str) -> Shape:
     for key, value in family.only.items():
         if given.get(key, value) not in (value, None):
             raise UserError(f"{where}: {key} is {given[key]!r}, but llmpipe computes with {key} {value!r} only")
-    fields = {name: given[key] for name, key in family.config.items() if given.get(key) is not None}
+    fields = {name: given[key] for name, key in family.config.items() if key in given and _is_said(name, given[key])}
     fields = family.defaults | fields | family.fixed
     try:
         fields |= _derived(family, fields, given) | _window(family, given, fields["num_layers"], where)
@@ -58,12 +59,29 @@ def read_config(family: Family, config: dict[str, Any], where: str) -> Shape:
         raise UserError(
             f"{where}: {error}{', missing: ' + ', '.join(missing) if missing else ''}: copy or download it again"
         ) from error
+    _check_others(given, where)
     known = {*family.config.values(), *family.only, *_IGNORED, *_FALCON, *ROPE_KEYS, "head_dim"}
     known |= _WINDOW if family.windowed else set()
     left = {key: value for key, value in given.items() if key not in known and value is not None}
     if unknown := sorted(key for key, value in left.items() if not _is_neutral(key, value, fields)):
         raise UserError(f"{where}: keys that llmpipe does not know and would lose: {', '.join(unknown)}")
     return shape
+
+
+def _is_said(field: str, value: Any) -> bool:
+    """null is a default where transformers takes it for one."""
+    return value is not None or field in ("norm_eps", "max_positions")
+
+
+def _check_others(config: dict[str, Any], where: str) -> None:
+    """UserError for what is carried as it is, and would keep transformers from opening the checkpoint."""
+    for key in ("dtype", "torch_dtype"):
+        if config.get(key) not in (None, *_DTYPES):
+            raise UserError(f"{where}: {key} is {config[key]!r}, expected one of {', '.join(_DTYPES)}: correct it")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = config.get(key)
+        if not all(type(number) is int for number in (ids if isinstance(ids, list) else [ids]) if number is not None):
+            raise UserError(f"{where}: {key} is {ids!r}, expected a token's number, or a list of such: correct it")
 
 
 def _is_neutral(key: str, value: Any, fields: dict[str, Any]) -> bool:

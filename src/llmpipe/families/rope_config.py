@@ -41,12 +41,13 @@ def _settings(config: dict[str, Any], where: str) -> dict[str, Any]:
     """The scaling's keys but theta's, of rope_scaling or of rope_parameters; UserError if both say different things."""
     found = {}
     for name in _TABLES:
-        if not (table := config.get(name) or {}):
-            continue
+        table = {} if config.get(name) is None else config[name]
         if not isinstance(table, dict):
             raise UserError(f"{where}: {name} is {table!r}, no table of keys: copy or download it again")
+        if not table:
+            continue
         given = {key: value for key, value in table.items() if value is not None and key not in ("type", "rope_theta")}
-        kinds = {table[key] for key in ("rope_type", "type") if isinstance(table.get(key), str)}
+        kinds = {str(table[key]) for key in ("rope_type", "type") if table.get(key) is not None}
         if len(kinds) > 1:
             raise UserError(f"{where}: {name} says both {' and '.join(sorted(kinds))}: remove the wrong one")
         found[name] = given | ({"rope_type": kinds.pop()} if kinds else {})
