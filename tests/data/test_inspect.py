@@ -14,6 +14,7 @@ from llmpipe.cli.inspect import command
 from llmpipe.cli.tokenize import command as tokenize
 from llmpipe.data import manifest
 from llmpipe.data.describe import histogram
+from llmpipe.data.indexed import Writer
 from llmpipe.errors import UserError
 
 
@@ -67,6 +68,25 @@ def test_a_dataset_of_megatrons_and_an_empty_one(tmp_path: Path) -> None:
     assert "documents   0" in shown(tmp_path / "none")
 
 
+def test_documents_whose_tokenizer_is_not_there_are_numbers(tmp_path: Path) -> None:
+    dataset(tmp_path / "d", [3, 0, 400])
+    manifest.write(tmp_path / "d", facts() | {"sources": []})
+    text = shown(tmp_path / "d")
+    assert "--tokenizer names it" in text
+    assert "document 0, 3 tokens\n0 1 2\n\ndocument 1, 0 tokens\n\n\ndocument 2, 400 tokens\n3 4 5 " in text
+    assert text.endswith("…\n")
+
+
+def test_sequences_and_empty_documents_are_counted(tmp_path: Path) -> None:
+    with Writer(tmp_path / "d", np.dtype(np.uint16)) as writer:
+        writer.add(np.arange(6), np.array([2, 4]), np.array([2, 2]))
+    assert "  documents   2 (2 sequences" not in shown(tmp_path / "d")
+    assert "  documents   2 (1 without tokens)" in shown(tmp_path / "d")
+    with Writer(tmp_path / "e", np.dtype(np.uint16)) as writer:
+        writer.add(np.arange(6), np.array([2, 4]), np.array([2]))
+    assert "  documents   1 (2 sequences)" in shown(tmp_path / "e")
+
+
 def test_first_documents_are_the_texts(tmp_path: Path, tokenizer_dir: Path, other_tokenizer_dir: Path) -> None:
     texts = ["two\nlines", "b" * 1000, "third"]
     (tmp_path / "in").mkdir()
@@ -77,6 +97,7 @@ def test_first_documents_are_the_texts(tmp_path: Path, tokenizer_dir: Path, othe
     text = shown(tmp_path / "d", "--tokenizer", tokenizer_dir, "--documents", 2)
     assert f"two\nlines\n\ndocument 1, 1,002 tokens\n{'b' * 300}…\n" in text
     assert "third" not in text
+    assert shown(tmp_path / "d", "--documents", 2) == text  # the manifest says where it lies
     message = refused(tmp_path / "d", "--tokenizer", other_tokenizer_dir)
     assert "is a dataset tokenized by another tokenizer than the model's" in message
 

@@ -13,9 +13,11 @@ from llmpipe.cli.sources import told, with_told
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Show a dataset's first documents as text.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="A dataset's, to show its text, if it has moved.")
 @click.option("--mask", is_flag=True, help="Show a dataset's first chats, and what of them is trained.")
-@click.option("--documents", type=click.IntRange(min=1), default=3, show_default=True, help="How many of them.")
+@click.option(
+    "--documents", type=click.IntRange(min=1), default=3, show_default=True, help="How many of a dataset's to show."
+)
 @click.option("--tensors", is_flag=True, help="List every tensor of weights: type, sizes, our name.")
 @with_told
 @with_log
@@ -43,7 +45,7 @@ def command(path: Path, tokenizer: Path | None, mask: bool, documents: int, tens
 
             colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
             click.echo("\n" + masked_documents(path, tokenizer, documents, colours))
-        elif tokenizer:
+        else:
             click.echo("\n" + first_documents(path, tokenizer, documents))
     elif manifest.has(path):
         from llmpipe.checkpoint.describe import describe

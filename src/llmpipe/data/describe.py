@@ -8,16 +8,20 @@ from numpy.typing import NDArray
 
 from llmpipe.data import manifest
 from llmpipe.data.indexed import Reader
+from llmpipe.data.tokenizers.base import Tokenizer
+from llmpipe.files import sha256
 
 BAR_WIDTH = 40
 TEXT_WIDTH = 300
+MOST_TOKENS = 1200
+NO_TOKENIZER = "The tokenizer is not at hand: --tokenizer names it, for text in place of numbers."
 
 
 def describe(prefix: Path) -> str:
     """Counts, the manifest's facts and the lengths of the documents."""
     reader = Reader(prefix)
     rows = {
-        "documents": f"{reader.num_documents:,}",
+        "documents": f"{reader.num_documents:,}{_sequences(reader)}",
         "tokens": f"{len(reader.tokens):,}",
         "stored as": f"{reader.dtype}, {reader.tokens.nbytes:,} bytes",
         **_manifest_rows(manifest.read(prefix)),
@@ -26,6 +30,14 @@ def describe(prefix: Path) -> str:
     if reader.num_documents:
         lines += ["", "tokens in a document, and how many documents have so many", *histogram(reader.lengths)]
     return "\n".join(lines)
+
+
+def _sequences(reader: Reader) -> str:
+    """How many sequences the documents have, where that is another number, and how many documents are empty."""
+    sequences, empty = len(reader.sizes), int((reader.lengths == 0).sum())
+    notes = [f"{sequences:,} sequences"] if sequences != reader.num_documents else []
+    notes += [f"{empty:,} without tokens"] if empty else []
+    return f" ({', '.join(notes)})" if notes else ""
 
 
 def _manifest_rows(facts: dict[str, Any] | None) -> dict[str, str]:
@@ -68,16 +80,33 @@ def histogram(lengths: NDArray[np.int64]) -> list[str]:
     return lines
 
 
-def first_documents(prefix: Path, tokenizer_path: Path, count: int) -> str:
-    """The beginnings of the first documents as text; UserError if another tokenizer made them."""
-    from llmpipe.data.loader import check_tokenizer  # here, because it imports torch
-    from llmpipe.data.tokenizer import open_tokenizer
+def first_documents(prefix: Path, tokenizer_path: Path | None, count: int) -> str:
+    """The beginnings of the first documents: as text, or as numbers where their tokenizer is not at hand.
 
-    tokenizer, reader = open_tokenizer(tokenizer_path), Reader(prefix)
-    check_tokenizer(prefix, tokenizer.path)
-    lines = []
+    UserError if another tokenizer than the one at `tokenizer_path` made them.
+    """
+    tokenizer, reader = _tokenizer(prefix, tokenizer_path), Reader(prefix)
+    lines = [] if tokenizer else [NO_TOKENIZER, ""]
     for number in range(min(count, reader.num_documents)):
-        text = tokenizer.decode(reader.read(number).tolist())
+        ids = reader.read(number, 0, MOST_TOKENS).astype(np.int64).tolist()
+        text = tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids))
         shown = text if len(text) <= TEXT_WIDTH else text[:TEXT_WIDTH] + "…"
         lines += [f"document {number}, {reader.lengths[number]:,} tokens", shown, ""]
     return "\n".join(lines).rstrip()
+
+
+def _tokenizer(prefix: Path, path: Path | None) -> Tokenizer | None:
+    """The tokenizer that is named, or the one that the manifest names if it still lies there."""
+    from llmpipe.data.tokenizer import open_tokenizer
+
+    if path:
+        from llmpipe.data.loader import check_tokenizer  # here, because it imports torch
+
+        tokenizer = open_tokenizer(path)
+        check_tokenizer(prefix, tokenizer.path)
+        return tokenizer
+    facts = manifest.read(prefix)
+    own = Path(facts["tokenizer"]["path"]) if facts else None
+    if not facts or not own or not own.is_file() or sha256(own) != facts["tokenizer"]["sha256"]:
+        return None
+    return open_tokenizer(own)
