@@ -113,6 +113,21 @@ def sentencepiece(folder: Path, template: str | None = LLAMA2_LIKE, **config: An
     return folder
 
 
+def taking_space(folder: Path) -> Path:
+    """As Phi 3's: control tokens take the white space after them with them."""
+    template = (
+        "{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    names = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    byte_level(folder, template, names, eos_token="<|end|>")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["rstrip"] = token["content"] in names
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
 def say(*turns: str, system: str | None = None) -> list[dict[str, Any]]:
     """Messages of a user and an assistant in turn."""
     roles = ("user", "assistant")

@@ -15,6 +15,7 @@ from chat_help import (
     byte_level,
     say,
     sentencepiece,
+    taking_space,
 )
 from transformers import AutoTokenizer
 
@@ -34,6 +35,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {name: byte_level(root / name, template) for name, template in TEMPLATES.items()}
     made["sentencepiece"] = sentencepiece(root / "sentencepiece")
     made["sentencepiece, legacy"] = sentencepiece(root / "legacy", legacy=True)
+    for kind in ("sentencepiece", "sentencepiece, legacy"):
+        made[f"{kind}, as json"] = root / f"{kind}, as json"
+        AutoTokenizer.from_pretrained(made[kind]).save_pretrained(made[f"{kind}, as json"])
+    made["takes space"] = taking_space(root / "takes space")
     return made
 
 
@@ -58,7 +63,10 @@ def trained(folder: Path, found: Encoded) -> list[str]:
     return [tokenizer.decode(run) for run in runs]
 
 
-KINDS = ["qwen", "llama3", "llama2", "marked", "sentencepiece", "sentencepiece, legacy"]
+KINDS = [
+    "qwen", "llama3", "llama2", "marked", "takes space", "sentencepiece", "sentencepiece, legacy",
+    "sentencepiece, as json", "sentencepiece, legacy, as json",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

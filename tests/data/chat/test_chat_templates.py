@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sentencepiece as spm
 import tokenizers
-from chat_help import LLAMA3_LIKE, QWEN_LIKE, byte_level, say, sentencepiece
+from chat_help import CALLING, LLAMA3_LIKE, QWEN_LIKE, byte_level, say, sentencepiece
 
 from llmpipe.data.chat.conversation import Conversation
 from llmpipe.data.chat.encode import ConversationEncoder, Encoded
@@ -101,10 +101,13 @@ def test_llama3_is_metas(messages: list[dict[str, Any]], tmp_path: Path) -> None
 
 
 def test_mistral_is_mistral_commons(llama: Path, tmp_path: Path) -> None:
-    """Version 1: [INST] is text, each turn encoded on its own; from version 2 on it is a control token."""
+    """Version 1: [INST] is text, each turn encoded on its own; from version 2 on it is a control token.
+
+    With Mistral's own files mistral-common 1.13.1 gives these too (its versions 1, 2 and 3).
+    """
     model = spm.SentencePieceProcessor(model_file=str(llama / "tokenizer.model"))
-    messages = say("q", "a b", "c", "d", system="s")
-    first = [1, *model.encode("[INST] s\n\nq [/INST]"), *model.encode("a b"), 2]
+    messages = say("q", "a b ", "c", "d", system="s")
+    first = [1, *model.encode("[INST] s\n\nq [/INST]"), *model.encode("a b "), 2]
     assert encoded(llama, "mistral", messages).ids == [*first, *model.encode("[INST] c [/INST]"), *model.encode("d"), 2]
     folder = sentencepiece(tmp_path, None, **added("[INST]", "[/INST]"))
     expected = [1, 400, *model.encode("s\n\nq"), 401, *model.encode("a b"), 2]
@@ -154,6 +157,8 @@ def test_what_cannot_be_had_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             encoded(folder, name, say("q", "a"))
+    with pytest.raises(BadRow, match="has tools, for which the template llama2 has no form: take the tokenizer's own"):
+        encoded(folder, "llama2", CALLING)
     for messages, message in (
         (say("q", "a")[::-1], "is refused by the template llama2: turns of user and assistant have to alternate"),
         (say("q", "a") + say("b", "c", system="s"), "have to alternate"),

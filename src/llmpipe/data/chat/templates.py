@@ -51,7 +51,7 @@ NAMED = {
     # mistral-common's version 1, where [INST] is text.
     "mistral": "{{ bos_token }}" + _FIRST_SYSTEM + "{% if system %}{% set system = system + '\\n\\n' %}{% endif %}"
     "{% for message in messages %}" + _ALTERNATE + _ASSISTANT
-    + "{% generation %}{{ ' ' + message.content.rstrip(' ') + eos_token }}{% endgeneration %}"
+    + "{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneration %}"
     "{% else %}{{ '[INST] ' + (system if loop.first else '') + message.content + ' [/INST]' }}{% endif %}{% endfor %}",
     # No marks at all: what the user says, what the assistant says, EOS. Alpaca's prompt brings its own.
     "plain": "{% for message in messages %}" + _ASSISTANT
@@ -63,7 +63,7 @@ _MISTRAL_CONTROL = (
     NAMED["mistral"]
     .replace("'[INST] '", "'[INST]'")
     .replace("' [/INST]'", "'[/INST]'")
-    .replace("' ' + message", "message")
+    .replace("' ' + message.content", "message.content.rstrip(' ')")
 )
 NEEDED = {
     "chatml": ["<|im_start|>", "<|im_end|>"],
@@ -85,6 +85,11 @@ class Template:
     """What takes the place of `text` where a conversation has tools."""
     is_own: bool = field(default=False)
     """Whether it is the tokenizer's: then transformers' way to put spaces before words holds, too."""
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether the template has a form for calls of tools and their answers."""
+        return "tool" in self.text + (self.with_tools or "")
 
     def marks_generation(self, conversation: Conversation) -> bool:
         """Whether the template itself says what the assistant writes."""

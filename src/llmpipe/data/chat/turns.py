@@ -63,12 +63,21 @@ def find_turns(template: Template, conversation: Conversation, control: ControlT
     """
     shield, opening, closing = _unused_characters(conversation)
     chat = _mapped(conversation, lambda text: control.shielded(text, shield))
+    _check_calls(template, chat)
     text, marked = template.render(chat)
     if template.marks_generation(chat):
         assistant = [_with_stop(text, span, control) for span in marked if span[0] < span[1]]
     else:
         assistant = _by_prefixes(template, chat, text, control)
     return Rendered(text, shield, assistant, _user_texts(template, chat, text, opening, closing))
+
+
+def _check_calls(template: Template, chat: Conversation) -> None:
+    """BadRow for calls of tools that the template would leave out."""
+    calls = [call for message in chat.messages for call in message.get("tool_calls", [])]
+    answers = any(message["role"] == "tool" for message in chat.messages)
+    if (chat.tools or calls or answers) and not template.has_tools:
+        raise BadRow(f"has tools, for which the template {template.name} has no form: take the tokenizer's own")
 
 
 def _with_stop(text: str, span: Span, control: ControlTokens) -> Span:
