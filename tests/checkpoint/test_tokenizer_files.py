@@ -15,11 +15,15 @@ import torch
 from meta_files import VOCAB, write_meta
 from transformers import AutoTokenizer
 
-from llmpipe.checkpoint import manifest, tokenizer_files
+from llmpipe.checkpoint import manifest, sentencepiece_model, tokenizer_files
 from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.formats import Told
+from llmpipe.checkpoint.tiktoken_file import of_tekken
+from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.data.tokenizers.ranks import special_tokens
+from llmpipe.data.tokenizers.tekken import open_tekken
 from llmpipe.errors import UserError
+from tekken_twin import IDS, write_tekken
 from tiktoken_twin import encode as encode_tiktoken
 from tiktoken_twin import write_tiktoken
 
@@ -237,6 +241,53 @@ def test_llama_3_1_named_more_special_tokens(tmp_path: Path) -> None:
         "<|reserved_special_token_247|>",
     )
     assert [ids[name] for name in names] == [4, 8, 9, 10, 255]
+
+
+def test_mistrals_tekken(hf_tensors: dict, tmp_path: Path) -> None:
+    """The ids are mistral-common's."""
+    write_tekken(tmp_path / "tekken.json", named=False)
+    rows = torch.randn(299, hf_tensors["lm_head.weight"].shape[1])
+    tensors = hf_tensors | {"model.embed_tokens.weight": rows, "lm_head.weight": rows.flip(0)}
+    made = convert(write_meta(tmp_path / "mistral", tensors, 2), tmp_path / "out")
+    assert {"tekken.json", "tokenizer.json", "tokenizer_config.json"} < set(made.files)
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "out"), open_tokenizer(tmp_path / "out")
+    assert (len(theirs), theirs.bos_token_id, theirs.eos_token_id) == (299, 1, 2)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["vocab_size"]) == (1, 2, 299)
+    plain = "\u2581 the\u00e9"
+    assert [*theirs.encode(plain), 2] == IDS[plain]  # BOS and no EOS
+    assert theirs.convert_tokens_to_ids(["[INST]", "[/INST]", "<SPECIAL_23>"]) == [3, 4, 23]
+    for text in (text for text in TEXTS if "[INST]" not in text):
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), text
+        assert theirs.decode(ours.encode(text)) == text
+
+
+def test_a_tekken_with_a_special_name_as_text(tmp_path: Path) -> None:
+    write_tekken(tmp_path / "tekken.json", named=False, more=("[INST]",))
+    truth = open_tekken(tmp_path / "tekken.json")
+    assert truth.encode("[INST]") != [truth.token_id("[INST]")] and truth.decode(truth.encode("[INST]")) == "[INST]"
+    with pytest.raises(UserError) as error:
+        of_tekken(truth)
+    assert str(error.value) == (
+        f"{tmp_path}/tekken.json has [INST] as a special token and as one of text, which no tokenizer.json can say: put"
+        " the makers' tokenizer.json beside it"
+    )
+
+
+def test_names_of_control_pieces_are_text_to_sentencepiece(tmp_path: Path) -> None:
+    """Mistral's v2 and later have them; transformers makes tokens of the names, which is not held against it."""
+    (tmp_path / "text").write_text(inspect.getsource(typing))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=VOCAB, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        control_symbols=["[INST]", "[/INST]"],
+    )  # fmt: skip
+    model = tmp_path / "tokenizer.model"
+    truth = tokenizer_files.load(model)
+    made = sentencepiece_model.build(truth, model)
+    assert any("[INST]" in text for text in tokenizer_files.PROBES)
+    tokenizer_files.compare(truth.encode, made, model)
+    assert made.encode("[INST]", add_special_tokens=False).ids == [truth.piece_to_id("[INST]")]
 
 
 @pytest.mark.parametrize("kind", ["megatron", "easylm", "meta"])

@@ -9,11 +9,11 @@ import pytest
 import sentencepiece
 from adversarial import planes, texts
 from data_help import train
-from test_tokenizer_tekken import write
 from tokenizers import Tokenizer, models, processors
 
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.errors import UserError
+from tekken_twin import write_tekken
 
 
 def test_directory_and_file_give_the_same(tokenizer_dir: Path) -> None:
@@ -126,7 +126,7 @@ def test_sentencepiece_is_the_truth_beside_a_tokenizer_json(tokenizer_dir: Path,
     library = Tokenizer(models.WordLevel({"hello": 0}, "hello"))
     library.post_processor = processors.TemplateProcessing("<s> $A", None, special_tokens=[("<s>", 1)])
     library.save(str(tmp_path / "tokenizer.json"))
-    write(tmp_path / "tekken.json", named=False)
+    write_tekken(tmp_path / "tekken.json", named=False)
     ours = open_tokenizer(tmp_path)
     assert (ours.kind, ours.path) == ("sentencepiece", tmp_path / "tokenizer.model")
     assert ours.add_bos, "as tokenizer.json does, where tokenizer_config.json does not say it"

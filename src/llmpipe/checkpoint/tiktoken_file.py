@@ -11,6 +11,7 @@ from tokenizers.models import BPE
 
 from llmpipe.data.tokenizers.ranks import BOS, EOS, PATTERN, read_ranks, special_tokens
 from llmpipe.data.tokenizers.tiktoken import TikToken
+from llmpipe.errors import UserError
 
 
 def build(path: Path, named: bool) -> Tokenizer:
@@ -20,8 +21,13 @@ def build(path: Path, named: bool) -> Tokenizer:
 
 
 def of_tekken(truth: TikToken) -> Tokenizer:
-    """Of a tekken.json, whose special tokens are the first of its vocabulary."""
+    """Of a tekken.json, whose special tokens are the first of its vocabulary; UserError if text has one's name."""
     names = sorted(truth.special, key=truth.special.__getitem__)
+    if both := [name for name in names if name.encode() in truth.pieces]:
+        raise UserError(
+            f"{truth.path} has {both[0]} as a special token and as one of text, which no tokenizer.json can say: put"
+            " the makers' tokenizer.json beside it"
+        )
     ranks = {token: truth.first_id + rank for token, rank in truth.pieces.items()}
     return _byte_level(ranks, truth.special, truth.pattern, names, ("<s>", truth.bos_id))
 
