@@ -8,6 +8,7 @@ import torch
 from data_help import dataset, facts
 
 from llmpipe.data import manifest
+from llmpipe.data.indexed import Writer
 from llmpipe.data.loader import Loader, check_tokenizer, check_vocab, heldout
 from llmpipe.data.sampling import Blend
 from llmpipe.errors import UserError
@@ -145,6 +146,13 @@ def test_check_tokenizer_without_a_manifest_warns(tmp_path: Path, caplog: pytest
         f"{tmp_path}/d has no manifest: whether {tmp_path}/tokenizer.model made its tokens cannot be told"
         in caplog.text
     )
+
+
+def test_a_negative_token_is_damage(tmp_path: Path) -> None:
+    with Writer(tmp_path / "d", np.dtype(np.int32)) as writer:
+        writer.add(np.array([5, -7, 6]), np.array([3]))
+    with pytest.raises(UserError, match="d is damaged: it holds token -7; tokenize the corpus again"):
+        check_vocab(tmp_path / "d", 43)
 
 
 def test_check_vocab(tmp_path: Path) -> None:

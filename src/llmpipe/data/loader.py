@@ -164,7 +164,10 @@ def check_vocab(prefix: Path, vocab: int) -> None:
     if facts is not None:
         needed, what = facts["tokenizer"]["vocab_size"], "its tokenizer has a vocabulary of"
     else:
-        needed, what = _largest_token(Reader(prefix)) + 1, "its largest token asks for a vocabulary of"
+        smallest, largest = _extremes(Reader(prefix))
+        if smallest < 0:
+            raise UserError(f"{prefix} is damaged: it holds token {smallest}; tokenize the corpus again")
+        needed, what = largest + 1, "its largest token asks for a vocabulary of"
     if needed > vocab:
         raise UserError(
             f"{prefix} does not fit the model: {what} {needed}, the model's embedding has {vocab} rows;"
@@ -172,7 +175,9 @@ def check_vocab(prefix: Path, vocab: int) -> None:
         )
 
 
-def _largest_token(reader: Reader) -> int:
-    """The largest token of a dataset, read in parts."""
+def _extremes(reader: Reader) -> tuple[int, int]:
+    """The smallest and the largest token of a dataset, read in parts; 0 and -1 where it has none."""
     step = 1 << 24
-    return max((int(reader.tokens[i : i + step].max()) for i in range(0, len(reader.tokens), step)), default=-1)
+    parts = [reader.tokens[i : i + step] for i in range(0, len(reader.tokens), step)]
+    found = [(int(part.min()), int(part.max())) for part in parts]
+    return min((low for low, _ in found), default=0), max((high for _, high in found), default=-1)
