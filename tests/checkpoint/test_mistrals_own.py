@@ -12,6 +12,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from llmpipe.checkpoint.convert import convert
 from llmpipe.checkpoint.formats import Told, open_source
+from llmpipe.checkpoint.hub import HubFile, Repository
+from llmpipe.checkpoint.hub_choice import choose
 from llmpipe.errors import UserError
 from llmpipe.verify.gate import verify
 
@@ -95,6 +97,15 @@ def test_a_shape_says_what_params_json_does_not(models: Path, tmp_path: Path) ->
     own = write_own(tmp_path / "own", load_file(models / "v0.3-hf/model.safetensors"), params)
     shape = open_source(models / "v0.3-hf").shape
     assert open_source(own, Told(shape)).shape == shape
+
+
+def test_fetched_from_the_hub_where_nothing_else_is() -> None:
+    own = ["consolidated.safetensors", "params.json"]
+    names = [*own, "consolidated.00.pth", "tekken.json", "README.md"]
+    repository = Repository("org/name", "0" * 40, {name: HubFile(1, None, "") for name in names})
+    assert set(choose(repository)) == {*own, "tekken.json"}
+    both = Repository("org/name", "0" * 40, repository.files | {"model.safetensors": HubFile(1, None, "")})
+    assert set(choose(both)) == {"model.safetensors", "tekken.json"}
 
 
 def test_both_forms_of_the_weights_are_refused(models: Path, tmp_path: Path) -> None:

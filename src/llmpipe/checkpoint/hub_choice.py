@@ -52,9 +52,11 @@ def _hf_weights(repository: Repository, single: str) -> list[str]:
 
 
 def _meta_weights(repository: Repository) -> list[str]:
-    """consolidated.*.pth, params.json and tokenizer.model, at the top or in original/."""
+    """consolidated.*.pth (Mistral: or .safetensors), params.json and tokenizer.model, at the top or in original/."""
     for folder in ("", "original/"):
-        shards = [name for name in repository.files if re.fullmatch(rf"{folder}consolidated\.\d+\.pth", name)]
+        pattern = rf"{folder}consolidated\.(\d+\.pth|safetensors)"
+        found = [name for name in repository.files if re.fullmatch(pattern, name)]
+        shards = [name for name in found if name.endswith(".safetensors")] or found
         beside = [f"{folder}{name}" for name in ("params.json", "tokenizer.model")]
         if shards and beside[0] in repository.files:
             return [*shards, *(name for name in beside if name in repository.files)]
@@ -68,7 +70,7 @@ def _no_weights(repository: Repository, asked: str | None, there: list[str]) -> 
         return f"{HUB}{repository.name} has no weights of format {asked}, but {', '.join(there)}"
     return (
         f"{HUB}{repository.name} has no weights that llmpipe knows: {listed or 'nothing'} found; expected"
-        " model.safetensors, pytorch_model.bin, or Meta's consolidated.*.pth with params.json."
+        " model.safetensors, pytorch_model.bin, or Meta's or Mistral's consolidated.* with params.json."
         " --include PATTERN fetches other files"
     )
 

@@ -57,6 +57,8 @@ def has(directory: Path) -> bool:
     """Whether llmpipe's manifest lies there, a damaged one too; other tools write other things under that name."""
     try:
         values = json.loads((directory / NAME).read_bytes())
+    except PermissionError:
+        return True
     except OSError:
         return False
     except (ValueError, RecursionError):

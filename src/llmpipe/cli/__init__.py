@@ -23,14 +23,15 @@ COMMANDS = (
 
 _MAKE_ROOM = "make room, then run this again; nothing half-written has taken its name"
 _ELSEWHERE = "name another place"
+_ALLOWED = "get the right to it from its owner, or name another place"
 _PLACES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
     errno.EFBIG: "raise the limit (ulimit -f), or name a place whose file system holds larger files",
     errno.EIO: "the disk itself fails: read or write it elsewhere",
     errno.EMFILE: "raise the limit (ulimit -n), then run this again",
-    errno.EACCES: _ELSEWHERE,
-    errno.EPERM: _ELSEWHERE,
+    errno.EACCES: _ALLOWED,
+    errno.EPERM: _ALLOWED,
     errno.EROFS: _ELSEWHERE,
     errno.EEXIST: _ELSEWHERE,
     errno.ENOTDIR: _ELSEWHERE,
