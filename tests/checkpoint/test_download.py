@@ -159,8 +159,8 @@ def test_other_repositories_take_a_pattern(hub: Hub, download: Download, tmp_pat
     told = refused(download("hf://org/tiny@main"))
     assert told == (
         "hf://org/tiny has no weights that llmpipe knows: adapter_config.json, adapter_model.safetensors,"
-        " run/checkpoint_1 found; expected model.safetensors, pytorch_model.bin, or Meta's consolidated.*.pth with"
-        " params.json. --include PATTERN fetches other files"
+        " run/checkpoint_1 found; expected model.safetensors, pytorch_model.bin, or Meta's or Mistral's"
+        " consolidated.* with params.json. --include PATTERN fetches other files"
     )
     assert "--include x*: hf://org/tiny has no such file" in refused(download("hf://org/tiny@main", "--include", "x*"))
     assert download("hf://org/tiny@main", "--include", "adapter_*", "--include", "run/*").returncode == 0
