@@ -211,6 +211,15 @@ def test_a_stop_token_outside_the_marks_is_trained(tmp_path: Path) -> None:
     assert trained(folder, encoded(folder, say("q", "a"))) == ["a<|im_end|>"]
 
 
+@pytest.mark.parametrize("kind", ["sentencepiece", "qwen"])
+def test_replacement_characters_have_roles_too(kind: str, folders: dict[str, Path]) -> None:
+    """They look like halves of characters, which is what decoding a token of one alone gives."""
+    found = encoded(folders[kind], say("\ufffd", "\ufffd\ufffd", "😀", "😀"), template="plain", bos=False)
+    tokenizer = AutoTokenizer.from_pretrained(folders[kind])
+    assert 2 in found.roles and 1 in found.roles
+    assert tokenizer.decode(found.ids).count("\ufffd") == 3
+
+
 def test_a_tokenizer_that_changes_text_keeps_borders(tmp_path: Path) -> None:
     """Its normalizer makes the text longer: the assistant's part is then encoded on its own."""
     from data_help import train

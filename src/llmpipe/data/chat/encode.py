@@ -1,6 +1,5 @@
 """A conversation's tokens and whose each is: control tokens by their ids, all between them as text."""
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -94,7 +93,7 @@ class ConversationEncoder:
         ids, borders = self._encode(text, first), _borders(own)
         if len(borders) == 1:
             return ids, [borders[0][1]] * len(ids)
-        found = self._token_roles(text, ids, borders)
+        found = self._token_roles(text, ids, borders, first)
         return (ids, found) if found else self._apart(text, borders, first)
 
     def _encode(self, text: str, first: bool) -> list[int]:
@@ -107,7 +106,7 @@ class ConversationEncoder:
                 return ids[len(before) :]
         raise UserError(f"{self.tokenizer.path} joins every probe with the text after it: {text[:40]!r}")
 
-    def _token_roles(self, text: str, ids: list[int], borders: list[tuple[int, int]]) -> list[int] | None:
+    def _token_roles(self, text: str, ids: list[int], borders: list[tuple[int, int]], first: bool) -> list[int] | None:
         """The role of each token, the higher one across a border; None if the ids do not give back the text."""
         lost = len(text) - len(self.tokenizer.decode(ids))
         if lost not in (0, int(text.startswith(" "))):  # a first space is not decoded where it was put there
@@ -119,10 +118,14 @@ class ConversationEncoder:
 
         roles = [borders[0][1]] * len(ids)
         for (_, before), (border, after) in pairwise(borders):
-            first = bisect_left(range(len(ids) + 1), border, key=covered)  # all before the border is covered
-            if covered(first) > border and after > before:
-                first -= 1
-            roles[first:] = [after] * (len(ids) - first)
+            cut = min(len(self._encode(text[:border], first)), len(ids))  # nearly, and then exactly
+            while cut and covered(cut - 1) >= border:
+                cut -= 1
+            while cut < len(ids) and covered(cut) < border:
+                cut += 1
+            if covered(cut) > border and after > before:
+                cut -= 1
+            roles[cut:] = [after] * (len(ids) - cut)
         return roles
 
     def _apart(self, text: str, borders: list[tuple[int, int]], first: bool) -> tuple[list[int], list[int]]:
