@@ -16,6 +16,7 @@ from llmpipe.checkpoint.changes import Changes
 from llmpipe.checkpoint.convert import convert
 from llmpipe.verify.gate import verify
 from llmpipe.verify.tokenizer import tokenizer_checks
+from tekken_twin import write_tekken
 from tiktoken_twin import write_tiktoken
 
 
@@ -132,6 +133,23 @@ def test_tiktokens_model(tmp_path):
     (tmp_path / "out/tokenizer.json").write_text(json.dumps(content))
     check = by_name((tmp_path / "out", source), rows=756)[0]["texts tokenized differently"]
     assert check.verdict == "fail" and "tiktoken [" in check.detail
+
+
+def test_mistrals_tekken(tmp_path):
+    source = converted(tmp_path, lambda path: write_tekken(path.with_name("tekken.json"), named=False), vocab=299)
+    convert(source, tmp_path / "out")
+    checks, first = by_name((tmp_path / "out", source), rows=299)
+    assert first is None and {check.verdict for check in checks.values()} == {"pass"}
+    assert checks["tokenizer file"].detail == "tekken.json is the source's, byte for byte"
+    assert "AutoTokenizer and tekken on " in checks["texts tokenized differently"].detail
+    content = json.loads((tmp_path / "out/tokenizer.json").read_text())
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{N}+|\P{N}+"
+    (tmp_path / "out/tokenizer.json").write_text(json.dumps(content))
+    check = by_name((tmp_path / "out", source), rows=299)[0]["texts tokenized differently"]
+    assert check.verdict == "fail" and "tekken [" in check.detail
+    (source / "tekken.json").write_text("[]")
+    checks, first = by_name((tmp_path / "out", source), rows=299)
+    assert "tekken.json is no tokenizer of Mistral" in checks["texts tokenized differently"].detail
 
 
 def test_a_tokenizer_json_alone_and_added_tokens(tmp_path):

@@ -1,6 +1,7 @@
-"""A source's own tokenizer: SentencePiece, tiktoken's algorithm, or tokenizer.json; written without convert's."""
+"""A source's own tokenizer: SentencePiece, tiktoken's algorithm, tekken or tokenizer.json; without convert's code."""
 
 import base64
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,11 +43,14 @@ class Own:
 def read_own(place: Path) -> Own | None:
     """The tokenizer of a directory, tokenizer.model first; None without one."""
     model, given = place / "tokenizer.model", place / "tokenizer.json"
+    if not model.is_file() and (place / "tekken.json").is_file():
+        return _tekken(place / "tekken.json")
     if not model.is_file():
         return _library(given) if given.is_file() else None
     ranks = _ranks(model)
     if ranks is not None:
-        return Own("tiktoken", len(ranks) + _SPECIAL, lambda text: _merged(ranks, text), len(ranks), len(ranks) + 1)
+        size = len(ranks) + _SPECIAL
+        return Own("tiktoken", size, lambda text: _merged(ranks, text, _WORDS), len(ranks), len(ranks) + 1)
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
     except (RuntimeError, OSError) as error:
@@ -82,6 +86,19 @@ def _library(path: Path) -> Own:
     )
 
 
+def _tekken(path: Path) -> Own:
+    """Mistral's: special tokens, then ranked bytes; BOS and EOS are the second and the third."""
+    try:
+        content = json.loads(path.read_text())
+        config = content["config"]
+        special, size, words = (config[key] for key in ("default_num_special_tokens", "default_vocab_size", "pattern"))
+        tokens = content["vocab"][: size - special]
+        ids = {base64.b64decode(token["token_bytes"]): special + token["rank"] for token in tokens}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no tokenizer of Mistral ({error}): copy it again") from error
+    return Own("tekken", size, lambda text: _merged(ids, text, words), 1, 2)
+
+
 def _ranks(path: Path) -> dict[bytes, int] | None:
     """Lines of `base64 rank`; None if the file is of another kind."""
     try:
@@ -91,10 +108,10 @@ def _ranks(path: Path) -> dict[bytes, int] | None:
         return None
 
 
-def _merged(ranks: dict[bytes, int], text: str) -> list[int]:
+def _merged(ranks: dict[bytes, int], text: str, words: str) -> list[int]:
     """Byte pairs, the lowest rank first, in each word (github.com/openai/tiktoken, tiktoken/_educational.py)."""
     found: list[int] = []
-    for word in regex.findall(_WORDS, text):
+    for word in regex.findall(words, text):
         parts = [bytes([byte]) for byte in word.encode()]
         while len(parts) > 1:
             rank, at = min((ranks.get(a + b, _NEVER), i) for i, (a, b) in enumerate(pairwise(parts)))

@@ -1,6 +1,7 @@
 """The tokenizer's side of the gate: transformers reads the checkpoint's tokenizer as the source's own answers.
 
-The source's own is SentencePiece, tiktoken's algorithm written out here, or its tokenizer.json by the library.
+The source's own is SentencePiece, tiktoken's algorithm written out here (Llama 3's, Mistral's tekken), or its
+tokenizer.json by the library.
 """
 
 import json
@@ -39,6 +40,8 @@ LOOK_ALIKES = (
     "[INST] x [/INST]", "<<SYS>>", "<s>", "</s>", "<|im_start|>user", "<|endoftext|>", "<|eot_id|>", "<pad>",
 )  # fmt: skip
 
+_FILES = ("tokenizer.model", "tekken.json", "tokenizer.json")
+
 
 def tokenizer_checks(subject: Path, reference: Path, rows: int) -> tuple[list[Check], str | None]:
     """The rows of the card on the tokenizer, and what differs first; `rows`: of the embedding."""
@@ -71,18 +74,17 @@ def _place(reference: Path) -> Path | None:
     """Where the source's tokenizer lies: beside the weights, or one folder above for foreign formats."""
     folder = reference if reference.is_dir() else reference.parent
     above = [] if (folder / "config.json").is_file() else [folder.absolute().parent]
-    names = ("tokenizer.model", "tokenizer.json")
-    return next((place for place in (folder, *above) if any((place / name).is_file() for name in names)), None)
+    return next((place for place in (folder, *above) if any((place / name).is_file() for name in _FILES)), None)
 
 
 def _same_file(subject: Path, reference: Path, place: Path | None, added: list[str]) -> Check:
     if place is None:
         return Check(
             "tokenizer file", None, None, "not run",
-            f"the source has no tokenizer: {reference} holds no tokenizer.model and no tokenizer.json, so that nothing"
+            f"the source has no tokenizer: {reference} holds no {', '.join(_FILES)}, so that nothing"
             " tells which ids its texts have",
         )  # fmt: skip
-    name = "tokenizer.model" if (place / "tokenizer.model").is_file() else "tokenizer.json"
+    name = next(name for name in _FILES if (place / name).is_file())
     if not (subject / name).is_file():
         return at_most("tokenizer file", 1, 0, f"{name} of the source is missing")
     if sha256(subject / name) == sha256(place / name):
