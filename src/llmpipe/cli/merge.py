@@ -16,16 +16,19 @@ from llmpipe.cli import with_log
 def command(sources: tuple[Path, ...], output: Path) -> None:
     """Merge rank files of any layout into a checkpoint, or datasets, given by their prefixes, into one.
 
+    All parts of a corpus (tokenize --part) become what tokenizing it at once makes, in whatever order they are given.
+
     \b
     Example:
       llmpipe merge results/models/tiny_llama/tp2-pp2 --output scratch/merged
     """
     from llmpipe.errors import UserError
 
-    if all(source.with_name(source.name + ".idx").is_file() for source in sources):
+    prefixes = _prefixes(sources)
+    if all(prefix.with_name(prefix.name + ".idx").is_file() for prefix in prefixes):
         from llmpipe.data.join import join
 
-        join(list(sources), output)
+        join(prefixes, output)
         return
     if len(sources) != 1:
         raise UserError(
@@ -35,3 +38,9 @@ def command(sources: tuple[Path, ...], output: Path) -> None:
     from llmpipe.checkpoint.convert import merge
 
     merge(*sources, output)
+
+
+def _prefixes(sources: tuple[Path, ...]) -> list[Path]:
+    """The datasets of a shell's PREFIX.part-*.bin, which names their roles too: those go along."""
+    found = [source.with_suffix("") if source.suffix in (".bin", ".idx") else source for source in sources]
+    return [path for path in found if not (path.suffix == ".roles" and path.with_suffix("") in found)]
