@@ -81,6 +81,9 @@ class Corpus:
             raise UserError("text_key is empty, but has to name a key, or several as in [title, text]")
         if self.skip_bad < 0:
             raise UserError(f"skip_bad is {self.skip_bad}, but has to be 0 or more")
+        for name in ("fields", "template", "max_length"):
+            if getattr(self, name) and self.kind != "chat":
+                raise UserError(f"{name} is for chats, and this corpus has kind: {self.kind}; say kind: chat")
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length is {self.max_length}, but has to be 2 or more")
         if self.parts < 1:

@@ -149,13 +149,14 @@ def test_a_bad_row_is_named_or_skipped(folder: Path, tmp_path: Path) -> None:
         ("fields: {usr: q, assistant: a}", "fields has the unknown key 'usr': did you mean 'user'?"),
         ("template: lama2", "template 'lama2' is not known: did you mean 'llama2'?"),
         ("fields: '[q],a'\ntemplate: llama2", "is EasyLM's grammar, which says it all: leave out the template"),
+        ("kind: text\ntemplate: llama2", "template is for chats, and this corpus has kind: text; say kind: chat"),
         ("max_length: 1", "max_length is 1, but has to be 2 or more"),
     ],
 )
 def test_a_corpus_file_that_cannot_be(text: str, message: str, folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "c.jsonl", [{"messages": say("x", "y")}])
-    (tmp_path / "c.yaml").write_text(f"files: [c.jsonl]\nkind: chat\n{text}\n")
+    (tmp_path / "c.yaml").write_text("files: [c.jsonl]\n" + (text if "kind" in text else f"kind: chat\n{text}") + "\n")
     with pytest.raises(UserError) as error:
         run(tokenize, "c.yaml", "--tokenizer", folder, "--output", "d")
     assert message in str(error.value)
