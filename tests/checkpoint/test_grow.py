@@ -19,6 +19,7 @@ from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.grow import GrownSource, mean_row
 from llmpipe.cli.convert import command
+from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.errors import UserError
 
 TOKENS = ("<|im_start|>", "<|im_end|>", "<tool>")
@@ -67,6 +68,17 @@ def test_each_token_is_one_id_with_a_row_of_its_own(source: Path, tmp_path: Path
     truth = tokenizer_files.load(source / "tokenizer.model")
     for text in tokenizer_files.PROBES:
         assert tokenizer.encode(text, add_special_tokens=False) == truth.encode(text)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+def test_the_tokens_are_known_by_name_and_stay_text_in_text(source: Path, tmp_path: Path, kind: str) -> None:
+    out, before = grown(source, tmp_path / "out"), open_tokenizer(source / "tokenizer.model")
+    ours = open_tokenizer(out / kind)
+    assert {token: ours.token_id(token) for token in TOKENS} == {t: VOCAB + i for i, t in enumerate(TOKENS)}
+    assert ours.vocab_size == VOCAB + 3
+    for text in (*TOKENS, f"x {TOKENS[0]}user\nhi{TOKENS[1]} {TOKENS[2]}{TOKENS[2]}"):
+        assert ours.encode(text) == before.encode(text)
+        assert ours.decode(ours.encode(text)) == text
 
 
 def test_the_ids_are_those_of_transformers_own_add_tokens(source: Path, tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ class TikToken(Tokenizer):
         self.kind, self.pattern, self.first_id, self.pieces = kind, pattern, first_id, pieces
         self.model = tiktoken.Encoding(path.name, pat_str=pattern, mergeable_ranks=pieces, special_tokens={})
         size = max(first_id + len(pieces), 1 + max(special.values()))
-        taken = beside.added_tokens(path.parent)
-        special = {name: number for name, number in special.items() if number not in taken.values()} | taken
+        added = beside.added_tokens(path.parent)
+        renamed = {*added.values()}
+        special = {name: number for name, number in special.items() if number not in renamed} | added
         super().__init__(path, size, special, special.get(bos, -1), special.get(eos, -1))
 
     def encode(self, text: str) -> list[int]:
