@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_tokenizer_tekken as tekken
 from adversarial import planes, texts
 from data_help import TEXT, train
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -23,6 +22,7 @@ from llmpipe.data.fast_encoder import PROBES, FastEncoder, fast_encoder
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.data.tokenizers.compiled import SPLITS, compiled, packed
 from llmpipe.errors import UserError
+from tekken_twin import write_tekken
 from tiktoken_twin import write_tiktoken
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,7 @@ def test_ids_are_tiktokens(tmp_path: Path) -> None:
 
 
 def test_ids_are_tekkens(tmp_path: Path) -> None:
-    tekken.write(tmp_path / "tekken.json", named=False)
+    write_tekken(tmp_path / "tekken.json", named=False)
     check(tmp_path)
 
 
