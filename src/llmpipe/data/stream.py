@@ -4,19 +4,18 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from llmpipe.data.encoders import Encoded, Encoder, Reject, encode_block
+from llmpipe.data.encoders import Encoded, Encoder, Reject
 from llmpipe.data.indexed import Writer
 from llmpipe.data.manifest import ROLES, rejects_path, retire, suffixed
 from llmpipe.data.readers.block import Block, Span
 from llmpipe.data.roles import DTYPE
 from llmpipe.data.sources import blocks
-from llmpipe.data.workers import in_order
+from llmpipe.data.workers import Workers
 from llmpipe.errors import UserError
 from llmpipe.files import atomic_file
 
@@ -42,7 +41,7 @@ class Stream:
 
     encoder: Encoder
     dtype: np.dtype[Any]
-    workers: int
+    workers: Workers[Encoded]
     skip_bad: int
     """How many bad rows may be left out, of the whole corpus."""
     shown: Callable[[int, str], None]
@@ -60,7 +59,7 @@ class Stream:
             roles = stack.enter_context(Writer(suffixed(prefix, ROLES), DTYPE)) if self.encoder.has_roles else None
             rejects = stack.enter_context(atomic_file(rejects_path(prefix), "w")) if self.skip_bad else None
             counts = Counts()
-            for found in self._encoded(spans):
+            for found in self.workers.in_order(self._blocks(spans)):
                 rejected = before.rejected_rows + counts.rejected_rows
                 self._note_rejects(found.rejects, rejected, rejects)
                 writer.add(found.tokens, found.sizes)
@@ -74,10 +73,6 @@ class Stream:
         if not counts.rejected_rows:
             rejects_path(prefix).unlink(missing_ok=True)
         return counts
-
-    def _encoded(self, spans: list[Span]) -> Iterator[Encoded]:
-        encode = partial(encode_block, self.encoder, dtype=self.dtype)
-        return in_order(encode, self._blocks(spans), self.workers)
 
     def _blocks(self, spans: list[Span]) -> Iterator[Block]:
         for span in spans:

@@ -2,12 +2,13 @@
 
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmpipe.config import Corpus, load
 from llmpipe.data import manifest, pieces
-from llmpipe.data.encoders import ENCODERS, Encoder, TextEncoder
+from llmpipe.data.encoders import ENCODERS, Encoder, TextEncoder, encode_block
 from llmpipe.data.fast_encoder import fast_encoder
 from llmpipe.data.indexed import token_dtype
 from llmpipe.data.parts import Part, corpus_key, cut, part_prefix, run_key
@@ -16,6 +17,7 @@ from llmpipe.data.sources import find_files, first_row
 from llmpipe.data.stream import Counts, Stream
 from llmpipe.data.token_rows import TokenEncoder
 from llmpipe.data.tokenizer import Tokenizer, open_tokenizer
+from llmpipe.data.workers import Workers
 from llmpipe.errors import UserError
 from llmpipe.files import sha256
 from llmpipe.progress import progress
@@ -63,9 +65,10 @@ def tokenize(
         if run_key(key, spans) != before:
             raise UserError(f"{', '.join(corpus.files)}: a file was changed while it was read; run this again")
 
-    with progress("tokenize", total, "B") as shown:
-        workers = min(workers, 1 + total // BLOCK_BYTES)
-        stream = Stream(encoder, token_dtype(tokenizer.vocab_size), workers, corpus.skip_bad, shown.add)
+    dtype = token_dtype(tokenizer.vocab_size)
+    encode = partial(encode_block, encoder, dtype=dtype)
+    with Workers(encode, min(workers, 1 + total // BLOCK_BYTES)) as pool, progress("tokenize", total, "B") as shown:
+        stream = Stream(encoder, dtype, pool, corpus.skip_bad, shown.add)
         counts = pieces.write(stream, spans, output, before[:16], check)
     sources = [_source(span, part is not None) for span in spans]
     _tell(output, counts)

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 from llmpipe.errors import UserError
 
@@ -19,27 +20,41 @@ PR_SET_PDEATHSIG = 1
 _function: Callable[[Any], Any]
 
 
-def in_order(function: Callable[[Any], T], items: Iterable[Any], workers: int) -> Iterator[T]:
-    """`map(function, items)`; with more than one worker in processes, which hold two items each at most."""
-    if workers == 1:
-        yield from map(function, items)
-        return
-    context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(workers, context, _start, (function,))
-    waiting: deque[Future[T]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(_call, item))
-            if len(waiting) > 2 * workers:
+class Workers(Generic[T]):
+    """`count` processes that call a function; one is this process itself. They start with the first item."""
+
+    def __init__(self, function: Callable[[Any], T], count: int):
+        self.function, self.count = function, count
+
+    def __enter__(self) -> "Workers[T]":
+        if self.count > 1:
+            context = multiprocessing.get_context("fork")
+            self._pool = ProcessPoolExecutor(self.count, context, _start, (self.function,))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.count > 1:
+            self._pool.shutdown(cancel_futures=True)
+
+    def in_order(self, items: Iterable[Any]) -> Iterator[T]:
+        """`map(function, items)`; of the items at most two for each worker are held."""
+        if self.count == 1:
+            yield from map(self.function, items)
+            return
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._pool.submit(_call, item))
+                if len(waiting) > 2 * self.count:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker was killed: if the machine's memory was full, run this again with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker was killed: if the machine's memory was full, run this again with fewer --workers"
+            ) from error
 
 
 def _start(function: Callable[[Any], Any]) -> None:
