@@ -50,20 +50,23 @@ def read_spec(model: Path) -> Spec:
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """A protobuf message's fields: whole numbers, and bytes for everything else."""
     at = 0
-
-    def number() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            value, at, shift = value | (message[at] & 127) << shift, at + 1, shift + 7
-            if message[at - 1] < 128:
-                return value
-
     while at < len(message):
-        tag = number()
+        tag, at = varint(message, at)
         if tag & 7 == 0:
-            yield tag >> 3, number()
+            value, at = varint(message, at)
+            yield tag >> 3, value
             continue
-        size = {1: 8, 5: 4}.get(tag & 7) or number()
+        size = {1: 8, 5: 4}.get(tag & 7)
+        if size is None:
+            size, at = varint(message, at)
         yield tag >> 3, message[at : at + size]
         at += size
+
+
+def varint(message: bytes, at: int) -> tuple[int, int]:
+    """A protobuf message's whole number, seven bits a byte from the lowest, and where it ends."""
+    value = shift = 0
+    while True:
+        value, at, shift = value | (message[at] & 127) << shift, at + 1, shift + 7
+        if message[at - 1] < 128:
+            return value, at
