@@ -1,6 +1,8 @@
 """Ids and masks against transformers' apply_chat_template, and what no text can do."""
 
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -229,3 +231,32 @@ def test_a_tokenizer_that_changes_text_keeps_borders(tmp_path: Path) -> None:
     found = ConversationEncoder(tokenizer, open_template("plain", tokenizer)).encode(Conversation(say("ﬃ", " ½ x")))
     assert found.ids == [*tokenizer.encode("ﬃ ½ x"), 2]
     assert found.roles == [1] * len(tokenizer.encode("ﬃ")) + [2] * (len(found.ids) - len(tokenizer.encode("ﬃ")))
+
+
+LETTERS = [
+    "a", "b", " ", "  ", "\n", "\n\n", "\t", "é", "天", "😀", "👩‍👩‍👧", "\u0301", "▁", "<", "|", "[INST]", "</",
+    "import ", "1234", "'s", "\ufffd", "\u200b", "\r\n", "ﬃ", "\x00", "\u2028", "<think>", "</think>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_chats(kind: str, folders: dict[str, Path]) -> None:
+    """Ids as transformers' where no text has a control token; else as many of them as with harmless words."""
+    random, tokenizer = Random(kind), AutoTokenizer.from_pretrained(folders[kind])
+    own, special = encoder(folders[kind]), open_tokenizer(folders[kind]).special
+    pieces = [part for name in special for part in (name, name[: len(name) // 2], name[len(name) // 2 :])]
+    for forged in [False, True] * 12:
+        letters = LETTERS + pieces * forged
+        turns = ["x" + "".join(random.choices(letters, k=random.randint(0, 9))) for _ in range(4)]
+        chat, harmless = (Conversation(say(*texts)) for texts in (turns, "qaqa"))
+        found = own.encode(chat)
+        if not any(name in turn for name in special for turn in turns):
+            expected = tokenizer.apply_chat_template(chat.messages, tokenize=True, return_dict=True)["input_ids"]
+            assert found.ids == expected, turns
+        control = [
+            [number for number in encoded.ids if number in special.values()]
+            for encoded in (found, own.encode(harmless))
+        ]
+        assert control[0] == control[1], turns
+        borders = [after for before, after in pairwise([0, *found.roles]) if before != after]
+        assert borders.count(2) == 2, turns
