@@ -25,6 +25,9 @@ from llmpipe.checkpoint.diff import diff
 from llmpipe.checkpoint.formats import Told
 from llmpipe.families import from_hf_config
 from llmpipe.layout import Stages
+from llmpipe.verify.megatron import MegatronModel
+from llmpipe.verify.meta import MetaModel
+from llmpipe.verify.round_trip import round_trip_checks
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -58,16 +61,27 @@ def step(name, work, *done_with):
 def to(name, source, *target, told=told, hashed=False, **more):
     return lambda: convert(folder / source, folder / name, Target(*target), told, hashed, **more)
 
+def way_back(name, checkpoint, source):
+    checks = []
+    step(name, lambda: checks.extend(round_trip_checks(folder / checkpoint, source, {})[0]))
+    assert checks[0].value == 0, checks
+
 plain = Told()
+assumed = {"query heads": shape.num_heads, "KV heads": shape.num_kv_heads, "norm eps": 1e-5, "rope theta": 1e4,
+           "vocabulary": shape.vocab, "tied embedding": 1}
 step("hf, cast, hashed", to("cast", "hf", "hf", "mcore", 1, Stages(), torch.float16, told=plain, hashed=True), "cast")
 step("adapter merged", to("merged", "hf", "hf", changes=Changes(folder / "adapter")), "merged")
 step("hf to meta", to("meta", "hf", "meta", "mcore", 2))
-step("meta to hf", to("checkpoint", "meta", "hf"), "meta")
+step("meta to hf", to("checkpoint", "meta", "hf"))
+way_back("back to meta", "checkpoint", MetaModel(folder / "meta", assumed=assumed))
+shutil.rmtree(folder / "meta")
 step("diff", lambda: diff(folder / "hf", folder / "checkpoint"))
 step("shard", lambda: shard(folder / "checkpoint", folder / "ranks", 2, Stages(1), False), "checkpoint")
 step("merge", lambda: merge(folder / "ranks", folder / "merged"), "ranks", "merged")
 step("hf to mcore", to("mcore", "hf", "megatron", "mcore", 2))
-step("mcore to hf, cast", to("out", "mcore", "hf", "mcore", 1, Stages(), torch.float16), "out", "mcore")
+step("mcore to hf, cast", to("out", "mcore", "hf", "mcore", 1, Stages(), torch.float16))
+way_back("back to mcore, cast", "out", MegatronModel(folder / "mcore", assumed=assumed))
+shutil.rmtree(folder / "out"), shutil.rmtree(folder / "mcore")
 step("hf to easylm", to("easylm", "hf", "easylm"))
 step("easylm to hf", to("out", "easylm", "hf"), "out", "easylm")
 """
@@ -117,6 +131,6 @@ def test_anonymous_memory_is_a_few_buffers_in_every_path(tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     grown = {name: int(size) for name, size in (line.rsplit(" ", 1) for line in done.stdout.splitlines())}
-    assert len(grown) == 11
+    assert len(grown) == 13
     assert max(grown.values()) > 1e6  # it was looked at
     assert all(size < LIMIT for size in grown.values()), grown

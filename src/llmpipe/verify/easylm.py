@@ -8,6 +8,7 @@ rope_theta, as EasyLM's settings and its own export mean it; EasyLM's code compu
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -149,15 +150,20 @@ class EasyLMModel:
             raise UserError(f"{self.path} lacks {name}: the file is of another model, or was cut: copy it again")
         return self.arrays[name]
 
-    def stored(self, name: str) -> torch.Tensor:
-        """A tensor as it is stored, its pieces joined."""
+    def stored(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        """A tensor, or rows of it, as it is stored, its pieces joined."""
         array = self._array(name)
-        data = bytearray()
+        first, last, _ = rows.indices(array.shape[0])
+        row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+        start, stop, data = first * row_bytes, last * row_bytes, bytearray()
         with array.file.open("rb") as file:
             for offset, count in array.pieces:
-                file.seek(offset)
-                data += file.read(count * array.dtype.itemsize)
-        return torch.frombuffer(data, dtype=array.dtype).view(array.shape)
+                size = count * array.dtype.itemsize
+                if stop > 0 and start < size:  # both are counted from the piece's beginning
+                    file.seek(offset + max(start, 0))
+                    data += file.read(min(stop, size) - max(start, 0))
+                start, stop = start - size, stop - size
+        return torch.frombuffer(data, dtype=array.dtype).view(last - first, *array.shape[1:])
 
     def _settings(self, config: dict[str, Any], said: _Values, assumed: _Values) -> None:
         """Head counts, eps and theta; `_known` are those that the user or the files say."""

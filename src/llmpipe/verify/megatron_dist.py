@@ -5,6 +5,7 @@ dimension is the layer, under names without a number.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,19 +56,23 @@ class DistFiles:
                 self.tensors[key] = [Held(sharded, layer)]
         self._maps = Maps()
 
-    def read(self, key: str) -> list[torch.Tensor]:
-        """A tensor, its chunks put together."""
+    def read(self, key: str, rows: slice = slice(None)) -> list[torch.Tensor]:
+        """A tensor, or rows of it, its chunks put together."""
         (held,) = self.tensors[key]
-        sharded = held.sharded
-        first = held.layer or 0
-        count = sharded.shape[0] if held.layer is None else 1
-        whole = torch.empty((count, *sharded.shape[1:]), dtype=sharded.dtype)
-        for chunk in sharded.chunks:
-            start, stop = max(chunk.offsets[0], first), min(chunk.offsets[0] + chunk.sizes[0], first + count)
+        first, last, _ = rows.indices(held.shape[0])
+        whole = torch.empty((last - first, *held.shape[1:]), dtype=held.dtype)
+        for offsets, part in self._chunks(held):
+            start, stop = max(offsets[0], first), min(offsets[0] + len(part), last)
             if start < stop:
-                rest = [slice(at, at + size) for at, size in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True)]
-                part = self._maps.tensor(locate(sharded, chunk))
-                whole[(slice(start - first, stop - first), *rest)] = part[
-                    start - chunk.offsets[0] : stop - chunk.offsets[0]
-                ]
-        return [whole if held.layer is None else whole[0]]
+                rest = [slice(at, at + size) for at, size in zip(offsets[1:], part.shape[1:], strict=True)]
+                whole[(slice(start - first, stop - first), *rest)] = part[start - offsets[0] : stop - offsets[0]]
+        return [whole]
+
+    def _chunks(self, held: Held) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+        """Where each begins, and what it holds, mapped into memory; of a stacked tensor the layer's part."""
+        for chunk in held.sharded.chunks:
+            part, layer = self._maps.tensor(locate(held.sharded, chunk)), held.layer
+            if layer is None:
+                yield chunk.offsets, part
+            elif chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
+                yield chunk.offsets[1:], part[layer - chunk.offsets[0]]

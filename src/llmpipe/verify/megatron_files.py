@@ -49,9 +49,9 @@ class RankFiles:
         self._number_layers(trees)
         self._maps = Maps()
 
-    def read(self, key: str) -> list[torch.Tensor]:
-        """A tensor of every TP rank, mapped into memory."""
-        return [self._maps.tensor(stored) for stored in self.tensors[key]]
+    def read(self, key: str, rows: slice = slice(None)) -> list[torch.Tensor]:
+        """A tensor, or rows of it, of every TP rank, mapped into memory."""
+        return [self._maps.tensor(stored)[rows] for stored in self.tensors[key]]
 
     def _number_layers(self, trees: dict[tuple[int, int], Any]) -> None:
         """Collect the tensors of all ranks; a layer's number counts on through the chunks and stages before."""

@@ -110,9 +110,10 @@ class Adapter:
     ) -> torch.Tensor:
         """Some rows in fp64."""
         added = base + up @ down
-        factor = lengths / added.norm(dim=1) if lengths is not None else torch.ones(len(base), dtype=torch.float64)
-        terms = base.abs().amax(1) + up.abs() @ down.abs().amax(1)  # (rows,)
-        return added * factor[:, None] + (self._shift * terms * factor.abs())[:, None]
+        if self._shift:
+            terms = base.abs().amax(1, keepdim=True) + up.abs() @ down.abs().amax(1, keepdim=True)  # (rows, 1)
+            added = added + self._shift * terms
+        return added if lengths is None else added * (lengths / (base + up @ down).norm(dim=1))[:, None]
 
     def _base(self, name: str, weight: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, str]:
         """What the sum starts from, and its name: a head that was saved as the resized embedding is that."""

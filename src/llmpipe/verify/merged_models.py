@@ -148,6 +148,10 @@ class MergedMeta(MetaModel, Merged):
         super().__init__(path, rounded_to, assumed)
         self._check_fits(self.names())
 
+    def hyper_parameters(self) -> dict[str, float | str]:
+        found = super().hyper_parameters()
+        return found | {"vocabulary": self.adapter.rows("model.embed_tokens.weight") or found["vocabulary"]}
+
     def read(self, name: str) -> torch.Tensor:
         whole = super().read(name)
         return whole if name == "rope.freqs" else _into(self.adapter, self._place_of(name), whole)
@@ -172,13 +176,14 @@ class MergedEasyLM(EasyLMModel, Merged):
         self._check_fits(self.names())
 
     def hyper_parameters(self) -> dict[str, float | str]:
-        return super().hyper_parameters() | {"vocabulary": len(self.stored("transformer/wte/embedding"))}
+        found = super().hyper_parameters()
+        return found | {"vocabulary": self.adapter.rows("model.embed_tokens.weight") or found["vocabulary"]}
 
-    def stored(self, name: str) -> torch.Tensor:
+    def stored(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
         whole = super().stored(name)
         if whole.ndim == 1 or name.endswith("embedding"):
-            return _into(self.adapter, self._place_of(name), whole)
-        return _into(self.adapter, self._place_of(name), whole.T).T
+            return _into(self.adapter, self._place_of(name), whole)[rows]
+        return _into(self.adapter, self._place_of(name), whole.T).T[rows]
 
     def _place_of(self, name: str) -> Place:
         return _meta_place(name, self.num_heads, self.num_kv_heads, self.head_dim)

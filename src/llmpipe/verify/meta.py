@@ -87,12 +87,7 @@ class MetaModel:
 
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor in its stored type, the shards joined; UserError if a shard lacks it or copies differ."""
-        parts = []
-        for number, shard in enumerate(self.shards):
-            if name not in shard:
-                raise UserError(f"{self.path}/consolidated.{number:02d}.pth lacks {name}: the download is incomplete")
-            parts.append(shard[name])
-        return self._join(name, parts)
+        return self._join(name, self._parts(name))
 
     def hyper_parameters(self) -> dict[str, float | str]:
         """What shapes the arithmetic, as these files say it."""
@@ -102,8 +97,8 @@ class MetaModel:
             "query heads": self.num_heads,
             "KV heads": self.num_kv_heads,
             "head size": self.head_dim,
-            "MLP rows": self.read("layers.0.feed_forward.w1.weight").shape[0],
-            "vocabulary": self.read("tok_embeddings.weight").shape[0],
+            "MLP rows": self._num_rows("layers.0.feed_forward.w1.weight"),
+            "vocabulary": self._num_rows("tok_embeddings.weight"),
             "norm eps": self.eps,
             "rope theta": self.theta,
             "tied embedding": int(self.tied),
@@ -111,6 +106,17 @@ class MetaModel:
             "rope scaling": "llama3" if self.factor else "default",
             **self._scaling(),
         }
+
+    def _num_rows(self, name: str) -> int:
+        """Of the shards joined; nothing is read."""
+        return len(self._join(name, [part.to("meta") for part in self._parts(name)]))
+
+    def _parts(self, name: str) -> list[torch.Tensor]:
+        """Of each shard, mapped into memory."""
+        for number, shard in enumerate(self.shards):
+            if name not in shard:
+                raise UserError(f"{self.path}/consolidated.{number:02d}.pth lacks {name}: the download is incomplete")
+        return [shard[name] for shard in self.shards]
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) to hidden states (B, T, C)."""

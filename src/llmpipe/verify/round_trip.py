@@ -92,17 +92,14 @@ def _compare(
 
 def _comes_back(mover: Mover, each: StoredBytes) -> bool:
     """Whether a tensor of the source is what the writer makes of the checkpoint."""
-    if each.laid_out is None or not each.laid_out.parts:
+    if each.laid_out is None or not each.laid_out.parts or each.laid_out.shape != each.shape:
         return False
-    stored, held = _true_rows(each.laid_out), each.read()
-    held = held[: stored.shape[0]]  # without padding
-    if tuple(held.shape) != stored.shape:
-        return False
+    stored = _true_rows(each.laid_out)
     dtype, at = stored_dtype(mover.source, stored), 0
-    held = held if held.ndim == 2 else held[None]
-    for window in mover.windows(Filled(stored, dtype), repeat(np.empty(CHUNK_BYTES, np.uint8))) if held.numel() else ():
-        ours = torch.from_numpy(window).view(dtype).view(-1, held.shape[1])
-        if not _same(ours, held[at : at + len(ours)].to(dtype)):
+    buffers = repeat(np.empty(CHUNK_BYTES, np.uint8))
+    for window in mover.windows(Filled(stored, dtype), buffers) if stored.shape[0] else ():
+        ours = torch.from_numpy(window).view(dtype).view(-1, *stored.shape[1:])
+        if not _same(ours, each.read(slice(at, at + len(ours))).to(dtype)):
             return False
         at += len(ours)
     return True

@@ -34,8 +34,9 @@ class StoredBytes:
 
     name: str
     """With its file, where several hold the name."""
-    read: Callable[[], torch.Tensor]
-    """As it is stored."""
+    shape: tuple[int, ...]
+    read: Callable[[slice], torch.Tensor]
+    """Rows of it as they are stored."""
     laid_out: Stored | None
     """Where the writer would take it from; None if it would write no such tensor."""
 
@@ -48,7 +49,10 @@ def stored_tensors(source: HfModel | MetaModel | MegatronModel | EasyLMModel, sh
         found = _meta(source, shape)
     elif isinstance(source, EasyLMModel):
         layout = {stored.name: stored for stored in easylm.layout(shape)}
-        found = (StoredBytes(name, partial(source.stored, name), layout.get(name)) for name in source.arrays)
+        found = (
+            StoredBytes(name, array.shape, partial(source.stored, name), layout.get(name))
+            for name, array in source.arrays.items()
+        )
     else:
         found = _megatron(source, shape)
     return (each for each in found if not _DERIVED.fullmatch(each.name))
@@ -58,7 +62,8 @@ def _hf(source: HfModel, shape: Shape) -> Iterator[StoredBytes]:
     layout = {stored.name: stored for stored in hf_layout(FAMILIES[shape.family], shape)}
     tied = _copy_of_embedding(layout, "lm_head.weight", shape)
     for name in source.files.names():
-        yield StoredBytes(name, partial(source.files.read, name), layout.get(name, tied.get(name)))
+        tensor = partial(_rows_of, partial(source.files.read, name))
+        yield StoredBytes(name, tuple(source.files.shape(name)), tensor, layout.get(name, tied.get(name)))
 
 
 def _meta(source: MetaModel, shape: Shape) -> Iterator[StoredBytes]:
@@ -71,7 +76,7 @@ def _meta(source: MetaModel, shape: Shape) -> Iterator[StoredBytes]:
         layout = {stored.name: stored for stored in tensors}
         for name, tensor in shard.items():
             label = name if len(source.shards) == 1 or _DERIVED.fullmatch(name) else f"{name} in {file}"
-            yield StoredBytes(label, partial(_itself, tensor), layout.get(name))
+            yield StoredBytes(label, tuple(tensor.shape), tensor.__getitem__, layout.get(name))
 
 
 def _megatron(source: MegatronModel, shape: Shape) -> Iterator[StoredBytes]:
@@ -86,15 +91,15 @@ def _megatron(source: MegatronModel, shape: Shape) -> Iterator[StoredBytes]:
     for rank in range(files.tp):
         layout = {placed.stored.name: placed.stored for placed in rank_layout(dialect, shape, grid, Place(rank, 0))}
         layout |= _copy_of_embedding(layout, dialect.tied_head, shape)
-        for key in files.tensors:
-            read = partial(_read_rank, source, key, rank)
+        for key, ranks in files.tensors.items():
+            read = partial(_rank_rows, source, key, rank)
             label = key if files.tp == 1 or _DERIVED.fullmatch(key) else f"{key} of tp {rank}"
-            yield StoredBytes(label, read, layout.get(_written_name(key, dialect)))
+            yield StoredBytes(label, ranks[rank].shape, read, layout.get(_written_name(key, dialect)))
 
 
-def _read_rank(source: MegatronModel, key: str, rank: int) -> torch.Tensor:
-    """A rank's tensor; a norm that is stored less one is made whole, which cannot be undone to the bit."""
-    tensor = source.weights.files.read(key)[rank]
+def _rank_rows(source: MegatronModel, key: str, rank: int, rows: slice) -> torch.Tensor:
+    """Of a rank's tensor; a norm that is stored less one is made whole, which cannot be undone to the bit."""
+    tensor = source.weights.files.read(key, rows)[rank]
     return tensor.float() + 1 if source.settings.less_one and re.search(r"norm[._]weight$", key) else tensor
 
 
@@ -113,5 +118,6 @@ def _copy_of_embedding(layout: dict[str, Stored], name: str | None, shape: Shape
     return {name: replace(embedding, name=name)}
 
 
-def _itself(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+def _rows_of(read: Callable[[], torch.Tensor], rows: slice) -> torch.Tensor:
+    """Of a tensor that is mapped into memory."""
+    return read()[rows]
