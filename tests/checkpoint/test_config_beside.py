@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from llmpipe.checkpoint.convert import Target, convert
@@ -14,6 +15,7 @@ from llmpipe.checkpoint.formats import Told, open_source
 from llmpipe.cli.convert import command
 from llmpipe.errors import UserError
 from llmpipe.families import named_size
+from llmpipe.verify.gate import verify
 
 
 @pytest.fixture
@@ -62,6 +64,20 @@ def test_contradictions_are_refused(
     assert not (tmp_path / "out").exists()
     written.unlink()
     assert open_source(source).shape.num_layers == 4
+
+
+def test_it_says_what_megatrons_args_left_at_its_default(meta: Path, config: dict[str, Any], tmp_path: Path) -> None:
+    """Where nobody told Megatron a theta its args say 10000; verify takes the same word on it."""
+    convert(meta, tmp_path / "megatron", Target("megatron"))
+    file = next((tmp_path / "megatron").rglob("model_optim_rng.pt"))
+    saved = torch.load(file, weights_only=False)
+    saved["args"].rotary_base = 10000
+    torch.save(saved, file)
+    (tmp_path / "megatron/manifest.json").unlink()
+    write_config(tmp_path / "megatron", config)
+    convert(tmp_path / "megatron", tmp_path / "out")
+    assert open_source(tmp_path / "out").shape.rope_theta == 5e5
+    assert verify(tmp_path / "out", tmp_path / "megatron", tmp_path / "card.json")["verdict"] == "pass"
 
 
 def test_one_that_cannot_be_read_is_named(meta: Path, config: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from llmpipe.checkpoint import carried, easylm, grow, hf, manifest, meta_write, rank_files, tokenizer_files
 from llmpipe.checkpoint.changes import UNCHANGED, Changes
-from llmpipe.checkpoint.formats import NOTHING, Told, detect, open_source
+from llmpipe.checkpoint.formats import NOTHING, Told, detect, open_source, told_of
 from llmpipe.checkpoint.megatron import write as megatron
 from llmpipe.checkpoint.megatron.dialects import named
 from llmpipe.checkpoint.mover import Mover
@@ -72,7 +72,7 @@ def convert(
         came_from = origin(path, detect(path), sources.results() if hashed else None)
         if intact:
             intact.result()
-        return manifest.write(part, kind, came_from | told.described() | changes.described(), hashes)
+        return manifest.write(part, kind, came_from | told_of(path, told).described() | changes.described(), hashes)
 
 
 def _opened(path: Path, told: Told, target: Target, changes: Changes) -> TensorSource:

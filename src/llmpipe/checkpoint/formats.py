@@ -1,6 +1,6 @@
 """The formats of weights: told from the files that lie there, and opened."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Told:
 
 
 NOTHING = Told()
+_HUGGING_FACE = ("hf", "rank_files")
 
 
 def detect(path: Path) -> str:
@@ -93,25 +94,31 @@ def open_source(path: Path, told: Told = NOTHING) -> TensorSource:
     kind = detect(path)
     if (told.dialect or told.vocab) and kind != "megatron":
         raise UserError(f"{path} is no Megatron directory ({kind}): --source-dialect and --vocab do not apply to it")
-    if kind in ("hf", "rank_files"):
+    if kind in _HUGGING_FACE:
         source = HfSource(path) if kind == "hf" else RankFilesSource(path)
         if told.shape:
             check_expected(source.shape, told.shape, path)
         return source
-    config = _folder(path) / "config.json"
-    said = (
-        from_hf_config(read_json(config, "copy it again, or take it away"), str(config)) if config.is_file() else None
-    )
-    if said and told.shape:
-        check_expected(said, told.shape, config)
     try:
-        return _open_foreign(path, kind, told, told.shape or said)
+        return _open_foreign(path, kind, told_of(path, told))
     except OtherShape as error:
-        if told.shape or said is None:
+        config = _folder(path) / "config.json"
+        if told.shape or not config.is_file():
             raise
         raise UserError(
             f"{config} lies beside weights of another shape: {error.different} there: correct it, or take it away"
         ) from error
+
+
+def told_of(path: Path, told: Told = NOTHING) -> Told:
+    """What is told of a source by the user, and by a config.json beside weights that are not Hugging Face's."""
+    config = _folder(path) / "config.json"
+    if detect(path) in _HUGGING_FACE or not config.is_file():
+        return told
+    said = from_hf_config(read_json(config, "copy it again, or take it away"), str(config))
+    if told.shape:
+        check_expected(said, told.shape, config)
+    return replace(told, shape=said)
 
 
 def _folder(path: Path) -> Path:
@@ -119,9 +126,9 @@ def _folder(path: Path) -> Path:
     return plain if plain.is_dir() else plain.parent
 
 
-def _open_foreign(path: Path, kind: str, told: Told, expected: Shape | None) -> TensorSource:
+def _open_foreign(path: Path, kind: str, told: Told) -> TensorSource:
     if kind == "meta":
-        return MetaSource(path, expected)
+        return MetaSource(path, told.shape)
     if kind == "megatron":
-        return MegatronSource(path, expected, told.dialect, told.vocab)
-    return EasyLMSource(path, expected)
+        return MegatronSource(path, told.shape, told.dialect, told.vocab)
+    return EasyLMSource(path, told.shape)
