@@ -116,7 +116,9 @@ def test_ordinary_pieces_by_name(tokenizer_dir: Path) -> None:
 
 def test_a_model_without_marks_takes_the_configs(tmp_path: Path) -> None:
     train(tmp_path / "tokenizer.model", 390, bos_id=-1, eos_id=-1)
+    put(tmp_path, tokenizer_config={"add_bos_token": True})
     assert (open_tokenizer(tmp_path).bos_id, open_tokenizer(tmp_path).eos_id) == (-1, -1)
+    assert not open_tokenizer(tmp_path).add_bos, "there is none to add"
     put(tmp_path, added_tokens={"<|end|>": 390}, special_tokens_map={"eos_token": {"content": "<|end|>"}})
     assert (open_tokenizer(tmp_path).bos_id, open_tokenizer(tmp_path).eos_id) == (-1, 390)
 

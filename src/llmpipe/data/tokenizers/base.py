@@ -53,7 +53,7 @@ class Tokenizer(ABC):
         add_bos_token of tokenizer_config.json says it; without it, what tokenizer.json adds to a text; else no.
         """
         told = beside.read(self.path.with_name(beside.CONFIG)).get("add_bos_token")
-        return self.bos_id >= 0 and self._json_adds_bos() if told is None else bool(told)
+        return self.bos_id >= 0 and bool(self._json_adds_bos() if told is None else told)
 
     def _json_adds_bos(self) -> bool:
         path = self.path.with_name(beside.JSON)
