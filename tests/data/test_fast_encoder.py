@@ -161,6 +161,20 @@ def test_ids_are_the_tokenizers_librarys(tmp_path: Path, name: str, whole: bool)
     assert (ids.tolist() == [450]) is whole
 
 
+def test_texts_with_added_tokens_are_left_to_the_library(tmp_path: Path) -> None:
+    """As Qwen's <tool_call>, which is added and not special: its library finds it in a text."""
+    path = byte_level(tmp_path, None)
+    library = Tokenizer.from_file(str(path))
+    library.add_tokens(["<tool_call>"])
+    library.save(str(path))
+    fast = fast_encoder(open_tokenizer(path))
+    assert fast
+    texts = ["is it <tool_call>", "is it <tool_cal"]
+    ids = [found.tolist() for found in fast.encode_batch([text.encode() for text in texts], [], [])]
+    assert ids == [library.encode(text).ids for text in texts]
+    assert (library.token_to_id("<tool_call>") in ids[0], len(ids[0]) < len(ids[1])) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

@@ -80,9 +80,14 @@ class FastEncoder:
     def _for_the_library(self, texts: Sequence[bytes], sizes: NDArray[np.int64]) -> list[int]:
         """The texts of which the encoder is not sure, or that it may not encode."""
         unsure = np.flatnonzero(sizes < 0).tolist()
-        if not self._own.composed:
+        if not (self._own.composed or self._own.found):
             return unsure
-        return sorted({*unsure, *(number for number, text in enumerate(texts) if not _is_composed(text))})
+        return sorted({*unsure, *(number for number, text in enumerate(texts) if not self._is_plain(text))})
+
+    def _is_plain(self, text: bytes) -> bool:
+        if self._own.found and self._own.found.search(text):
+            return False
+        return not self._own.composed or text.isascii() or unicodedata.is_normalized("NFC", text.decode())
 
     def _is_due(self, size: int) -> bool:
         """Whether a text is one to check: the first, and each at which the share has fallen below its mark."""
@@ -101,7 +106,3 @@ class FastEncoder:
             f" {self.tokenizer.kind} has {expected[same : same + 8]}; say --encoder reference, and please report this"
             f" text:\n{text.decode()!r}"
         )
-
-
-def _is_composed(text: bytes) -> bool:
-    return text.isascii() or unicodedata.is_normalized("NFC", text.decode())

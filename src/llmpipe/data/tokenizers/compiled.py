@@ -5,6 +5,7 @@ one of the split patterns below. Whether the ids are right is for `llmpipe.data.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ class Compiled:
     encoder: helpers.Encoder
     composed: bool = False
     """Texts have to be in Unicode's normal form C, into which the tokenizer brings them."""
+    found: re.Pattern[bytes] | None = None
+    """Added tokens that the tokenizer finds in texts: a text may have none."""
 
 
 def compiled(tokenizer: Tokenizer) -> Compiled:
@@ -105,10 +108,6 @@ def _byte_level(tokenizer: Any) -> Compiled:
         (model["type"] != "BPE", f"its model is {model['type']}"),
         (content["normalizer"] is not None and not composed, "it normalizes texts"),
         (bool(model.get("dropout") or any(affixes) or model.get("byte_fallback")), "its BPE is of another kind"),
-        (
-            not all(token["content"] in tokenizer.special for token in content["added_tokens"]),
-            "it has added tokens that are found in texts",
-        ),
     ):
         if is_so:
             raise Unsupported(reason)
@@ -119,7 +118,10 @@ def _byte_level(tokenizer: Any) -> Compiled:
     pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
     merges = np.array([(vocab[a], vocab[b], vocab[a + b]) for a, b in pairs], np.int32).ravel()
     whole, split = bool(model.get("ignore_merges")), _split_of(content["pre_tokenizer"])
-    return Compiled(helpers.byte_encoder(*packed(tokens), merges, whole, split), composed)
+    added = [token["content"] for token in content["added_tokens"]]
+    ordinary = [re.escape(name.encode()) for name in added if name not in tokenizer.special]
+    found = re.compile(b"|".join(ordinary)) if ordinary else None
+    return Compiled(helpers.byte_encoder(*packed(tokens), merges, whole, split), composed, found)
 
 
 def _split_of(steps: dict[str, Any] | None) -> str:
