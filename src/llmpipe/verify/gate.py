@@ -25,12 +25,11 @@ from llmpipe.verify.meta import MetaModel
 from llmpipe.verify.ours import OurModel
 from llmpipe.verify.rank_files import is_rank_files, rank_file_checks
 from llmpipe.verify.round_trip import round_trip_checks
+from llmpipe.verify.stored_bytes import Reference
 from llmpipe.verify.tokenizer import tokenizer_checks
 from llmpipe.verify.told import old_permutation, said
 
 log = logging.getLogger(__name__)
-
-Reference = HfModel | MetaModel | MegatronModel | EasyLMModel
 
 
 class _Models(NamedTuple):

@@ -23,19 +23,14 @@ from llmpipe.families import Shape
 from llmpipe.files import CHUNK_BYTES
 from llmpipe.progress import progress
 from llmpipe.verify.card import Check, Findings, at_most
-from llmpipe.verify.easylm import EasyLMModel
-from llmpipe.verify.hf import HfModel
 from llmpipe.verify.megatron import MegatronModel
-from llmpipe.verify.meta import MetaModel
-from llmpipe.verify.stored_bytes import StoredBytes, stored_tensors
+from llmpipe.verify.stored_bytes import Reference, StoredBytes, stored_tensors
 
 NAME = "round trip"
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def round_trip_checks(
-    subject: Path, source: HfModel | MetaModel | MegatronModel | EasyLMModel, made_from: dict[str, Any]
-) -> Findings:
+def round_trip_checks(subject: Path, source: Reference, made_from: dict[str, Any]) -> Findings:
     """The row of the card on the way back, and the first tensor that is not the source's.
 
     `made_from`: the manifest's source; of a merged adapter there is no way back, which the row says.
@@ -54,9 +49,7 @@ def round_trip_checks(
     return [at_most(NAME, len(wrong), 0, detail)], next(iter(wrong), None)
 
 
-def _opened(
-    subject: Path, source: HfModel | MetaModel | MegatronModel | EasyLMModel, made_from: dict[str, Any]
-) -> tuple[TensorSource, int]:
+def _opened(subject: Path, source: Reference, made_from: dict[str, Any]) -> tuple[TensorSource, int]:
     """The subject's tensors, and how many rows of its vocabulary are the source's."""
     if detect(subject) == "hf":
         checkpoint = open_source(subject)
@@ -76,9 +69,7 @@ def _told(made_from: dict[str, Any]) -> Told:
     return Told(shape, told.get("dialect"), told.get("vocab"))
 
 
-def _compare(
-    checkpoint: TensorSource, source: HfModel | MetaModel | MegatronModel | EasyLMModel, shape: Shape
-) -> tuple[list[str], int]:
+def _compare(checkpoint: TensorSource, source: Reference, shape: Shape) -> tuple[list[str], int]:
     """The names of the source's tensors that do not come back, and of those of ours that never went; and how many."""
     mover, wrong, went = Mover(checkpoint, hashed=False, allow_nonfinite=True), [], set[str]()
     tensors = list(stored_tensors(source, shape))

@@ -23,6 +23,9 @@ from llmpipe.verify.megatron import MegatronModel
 from llmpipe.verify.megatron_weights import ALIBABA, MEGATRON_LLM, MINFANZHAO
 from llmpipe.verify.meta import MetaModel
 
+Reference = HfModel | MetaModel | MegatronModel | EasyLMModel
+"""A source, opened by the plain forward of its format."""
+
 _DIALECTS = {MEGATRON_LLM.name: "epf", ALIBABA.name: "ali", MINFANZHAO.name: "mfz"}
 # What files carry beside the weights, and what follows from the settings.
 _DERIVED = re.compile(r"rope\.freqs|.*\binv_freq|.*\b_extra_state")
@@ -41,7 +44,7 @@ class StoredBytes:
     """Where the writer would take it from; None if it would write no such tensor."""
 
 
-def stored_tensors(source: HfModel | MetaModel | MegatronModel | EasyLMModel, shape: Shape) -> Iterator[StoredBytes]:
+def stored_tensors(source: Reference, shape: Shape) -> Iterator[StoredBytes]:
     """All of a source's, but for what follows from settings; `shape` is the model's, with the source's vocabulary."""
     if isinstance(source, HfModel):
         found = _hf(source, shape)
