@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 from hub_upload_server import TOKEN, UploadHub, serving
 from llmpipe.checkpoint.convert import CHECKPOINT, Target
+from llmpipe.cli import group
 from llmpipe.errors import UserError
 from llmpipe.export import export as exporter
 from llmpipe.export.export import export_and_push
@@ -58,6 +60,14 @@ def test_what_stands_on_the_hub_is_the_export(hub: UploadHub, push: Push, tmp_pa
     for name, content in hub.repositories[REPOSITORY].items():
         (there / name).write_bytes(content)
     assert AutoModelForCausalLM.from_pretrained(there).config.vocab_size == 384
+
+
+def test_by_the_command_and_only_if_asked(hub: UploadHub, checkpoint: Path, tmp_path: Path) -> None:
+    command = ["export", str(checkpoint), "--output", str(tmp_path / "out"), "--to", "easylm"]
+    assert CliRunner().invoke(group, command, catch_exceptions=False).exit_code == 0
+    assert not hub.asked
+    assert CliRunner().invoke(group, [*command, "--push-to-hub", REPOSITORY], catch_exceptions=False).exit_code == 0
+    assert hub.repositories[REPOSITORY] == files_of(tmp_path / "out")
 
 
 def test_folders_go_along(hub: UploadHub, push: Push, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -133,6 +133,12 @@ def test_a_mistake_that_reader_and_writer_share_is_found(
         export(run, tmp_path / "out", TARGETS["meta"])
 
 
+def test_a_blocks_own_error_does_not_decide(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells where to look once a limit is exceeded; two correct blocks in fp32 are never quite equal."""
+    monkeypatch.setattr("llmpipe.verify.compare.LOCATE", 0.0)
+    export(run, tmp_path / "out", TARGETS["meta"])
+
+
 def test_another_setting_of_config_json_is_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(monkeypatch, "config.json", lambda config: config["rope_parameters"].update(rope_theta=2e4))
     with pytest.raises(UserError, match=r"first at rope theta: 20000, the source has 10000; .*largest logit"):
