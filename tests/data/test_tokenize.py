@@ -1,5 +1,6 @@
 """llmpipe tokenize: its bytes against sentencepiece and numpy, its manifest, its errors, and what a death leaves."""
 
+import gzip
 import hashlib
 import json
 import signal
@@ -82,6 +83,18 @@ def test_bytes_are_the_same_for_any_workers_and_batches(
         files = [tmp_path / f"out{suffix}" for suffix in (".bin", ".idx", ".manifest.json")]
         digests.add(tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
     assert len(digests) == 1
+
+
+def test_a_line_over_many_blocks(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmpipe.data.readers.lines.BLOCK_BYTES", 50)
+    texts = ["one", "two words " * 100, "three"]
+    for name in ("c.jsonl", "c.jsonl.gz"):
+        data = corpus(tmp_path / "c.jsonl", texts).read_bytes()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        run(tmp_path / name, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out")
+        truth = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
+        reader = Reader(tmp_path / "out")
+        assert [truth.Decode(reader.read(i).tolist()[:-1]) for i in range(3)] == texts
 
 
 def test_several_inputs_in_order(tmp_path: Path, tokenizer_dir: Path) -> None:

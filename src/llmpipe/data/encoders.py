@@ -106,6 +106,8 @@ class TextEncoder:
 
     def _ids(self, texts: list[bytes]) -> Sequence[Ids]:
         bos, eod = [self.tokenizer.bos_id] * self.bos, [self.tokenizer.eos_id] * self.append_eod
+        if not texts:  # a block inside of one long line has no row
+            return []
         if self.fast:
             return self.fast.encode_batch(texts, bos, eod)
         return [bos + ids + eod if ids else ids for ids in self.tokenizer.encode_batch(texts, 1)]

@@ -46,6 +46,7 @@ def test_rows_of_every_packing_and_block(
     tmp_path: Path, suffix: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(lines, "READ_BYTES", 1 + block_bytes // 2)
     texts = ["one", "", "line\u2028separator", "\U0001f600", 'quote " and \\ and \n', "x" * 300]
     written = [json.dumps({"id": i, "text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(texts)]
     data = "\r\n".join([written[0], "  ", *written[1:]]).encode()  # a blank line, and no newline at the end
@@ -61,6 +62,7 @@ def test_rows_of_every_packing_and_block(
 def test_spans_share_no_row_and_lose_none(tmp_path: Path, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any cut of the file gives each row once, in the span of its first byte, with its line of the whole file."""
     monkeypatch.setattr(lines, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(lines, "READ_BYTES", 1 + block_bytes // 2)
     written = [f"[{'7' * length}]".replace("[]", "[1]") for length in (1, 30, 0, 2, 14, 1, 50)]
     path = tmp_path / "c.jsonl"
     path.write_text("\n".join([*written[:3], "", *written[3:]]))
@@ -140,7 +142,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 def test_a_line_without_end_is_no_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(lines, "READ_BYTES", 100)
     (tmp_path / "a.jsonl").write_text("7" * 2000)
     with pytest.raises(UserError, match=r"a\.jsonl has a line of more than 1,000 bytes: is it no \.jsonl file\?"):
         read(whole(tmp_path / "a.jsonl"))

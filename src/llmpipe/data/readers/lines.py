@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,76 +13,100 @@ from llmpipe.data.readers.block import BLOCK_BYTES, MAX_ROW_BYTES, BadRow, Block
 from llmpipe.data.readers.opened import Opened, is_packed
 from llmpipe.errors import UserError
 
+READ_BYTES = 1 << 18
+"""A piece of a plain file that stays in a core's cache while its lines are parsed."""
+
 
 @dataclass(frozen=True, slots=True)
-class Lines(Block):
-    """Whole lines; `first` counts from 1 at the byte `origin` of the file."""
+class LineSpan(Block):
+    """The lines that begin in a span of a plain file, read where they are parsed; numbered from the first of them."""
 
-    content: bytes
-    origin: int
+    span: Span
 
     def rows(self) -> Iterator[tuple[int, Any]]:
-        try:
-            lines: Sequence[str | bytes] = self.content.decode().split("\n")
-        except UnicodeDecodeError:
-            lines = self.content.split(b"\n")
-        for number, line in enumerate(lines, start=self.first):
-            if line and not line.isspace():
-                yield number, _parsed(line)
+        number = 1
+        with Opened(self.path, max(self.span.start - 1, 0)) as file:
+            for content in _whole_lines(file, self.span):
+                yield from _rows(content, number)
+                number += content.count(b"\n")
 
     def where(self, number: int) -> str:
         return f"{self.path}, line {self.line(number)}"
 
     def line(self, number: int) -> int:
-        return number + (_lines_before(self.path, self.origin) if self.origin else 0)
+        return number + _lines_before(self.path, self.span.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Lines(Block):
+    """Some lines of a packed file."""
+
+    content: bytes
+
+    def rows(self) -> Iterator[tuple[int, Any]]:
+        return _rows(self.content, self.first)
+
+    def where(self, number: int) -> str:
+        return f"{self.path}, line {number}"
 
 
 def blocks(span: Span, keys: Sequence[str], optional: Sequence[str]) -> Iterator[Block]:
-    """The lines of a span."""
-    if is_packed(span.path) and not span.first:
+    """The lines of a span: of a plain file only where they are, of a packed one themselves."""
+    if is_packed(span.path):
+        yield from _packed_blocks(span) if span.first else ()
         return
-    with Opened(span.path, max(span.start - 1, 0)) as file:
-        number, before, at = 1, file.position, 0 if span.first else None
-        for start, content in _whole_lines(file, span):
-            at = start if at is None else at
-            read, before = file.position - before, file.position
-            yield Lines(span.path, number, read, content.removeprefix(codecs.BOM_UTF8) if start == 0 else content, at)
-            number += content.count(b"\n")
+    for start in range(span.start, span.stop, BLOCK_BYTES):
+        stop = min(start + BLOCK_BYTES, span.stop)
+        yield LineSpan(span.path, 1, stop - start, Span(span.path, start, stop, span.size))
 
 
-def _whole_lines(file: Opened, span: Span) -> Iterator[tuple[int, bytes]]:
-    """Chunks that end with a line's end, and where each starts; the last one may end with the file instead.
+def _packed_blocks(span: Span) -> Iterator[Block]:
+    with Opened(span.path) as file:
+        number, before = 1, 0
+        for content in _whole_lines(file, span):
+            yield Lines(span.path, number, file.position - before, content)
+            number, before = number + content.count(b"\n"), file.position
 
-    A line belongs to a span if its first byte does: from the byte before the span, all up to the first line's end is
-    of the span before.
+
+def _rows(content: bytes, number: int) -> Iterator[tuple[int, Any]]:
+    """The rows of whole lines, of which the first has this number."""
+    try:
+        lines: Sequence[str | bytes] = content.decode().split("\n")
+    except UnicodeDecodeError:
+        lines = content.split(b"\n")
+    for at, line in enumerate(lines, start=number):
+        if line and not line.isspace():
+            yield at, _parsed(line)
+
+
+def _whole_lines(file: Opened, span: Span) -> Iterator[bytes]:
+    """Chunks that end with a line's end; the last one may end with the file instead.
+
+    A line belongs to a span if its first byte does. So the file is opened a byte before the span, and all up to the
+    first line's end is of the span before. A packed file is one span.
     """
-    skipping, begun, begun_bytes, at = not span.first, [], 0, file.position
-    stop = None if is_packed(span.path) else span.stop
-    while chunk := file.read(BLOCK_BYTES):
-        chunk_start, at = at, at + len(chunk)
+    stop, size = (math.inf, BLOCK_BYTES) if is_packed(span.path) else (span.stop, READ_BYTES)
+    skipping, first, begun, begun_bytes, at = not span.first, span.first, [], 0, 0 if span.first else span.start - 1
+    while chunk := file.read(size):
+        start, at = at, at + len(chunk)
         if skipping:
             cut = chunk.find(b"\n") + 1
-            if not cut:
-                continue
-            skipping, chunk, chunk_start = False, chunk[cut:], chunk_start + cut
-            if stop is not None and chunk_start >= stop:
+            if start + (cut or len(chunk)) >= stop:
                 return
-        end = chunk.rfind(b"\n") + 1
-        last = 0
-        if stop is not None and at >= stop:
-            last = chunk.find(b"\n", max(stop - 1 - chunk_start, 0)) + 1
-        if end:
-            cut = last or end
-            yield chunk_start - begun_bytes, b"".join([*begun, chunk[:cut]])
-            if last:
-                return
-            begun, begun_bytes, chunk = [], 0, chunk[cut:]
+            skipping, chunk, start = not cut, chunk[cut:] if cut else b"", start + cut
+        last = chunk.find(b"\n", int(max(stop - 1 - start, 0))) + 1 if at >= stop else 0
+        if end := last or chunk.rfind(b"\n") + 1:
+            content = b"".join([*begun, chunk[:end]])
+            yield content.removeprefix(codecs.BOM_UTF8) if first else content
+            first, begun, begun_bytes, chunk = False, [], 0, chunk[end:]
+        if last:
+            return
         begun.append(chunk)
         begun_bytes += len(chunk)
         if begun_bytes > MAX_ROW_BYTES:
             raise UserError(f"{span.path} has a line of more than {MAX_ROW_BYTES:,} bytes: is it no .jsonl file?")
-    if begun_bytes:
-        yield at - begun_bytes, b"".join(begun)
+    if content := b"".join(begun):
+        yield content.removeprefix(codecs.BOM_UTF8) if first else content
 
 
 def _parsed(line: str | bytes) -> Any:
@@ -108,11 +133,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _lines_before(path: Path, origin: int) -> int:
-    """The lines before a byte of a file, counted only when an error is to name one."""
-    count = 0
+def _lines_before(path: Path, start: int) -> int:
+    """The lines that begin before a byte of a file, counted only when an error is to name one."""
+    count, left = int(start > 0), start - 1  # the first line, and one after each line's end up to the byte before
     with path.open("rb") as file:
-        while origin and (chunk := file.read(min(origin, 8 << 20))):
+        while left > 0 and (chunk := file.read(min(left, 8 << 20))):
             count += chunk.count(b"\n")
-            origin -= len(chunk)
+            left -= len(chunk)
     return count
