@@ -167,6 +167,12 @@ def test_a_chat_that_is_too_long_is_refused(tmp_path: Path) -> None:
         ChatSamples(tmp_path / "d", ALL, "train", 9, 1, 0)
 
 
+def test_chats_of_one_token_are_refused(tmp_path: Path) -> None:
+    chats(tmp_path / "d", [[2], [2]])
+    with pytest.raises(UserError, match="the 2 chats of .*/d have a token each: nothing can be predicted"):
+        check_part(tmp_path / "d", ALL, "train", 9)
+
+
 def test_roles_of_other_documents_are_refused(tmp_path: Path) -> None:
     chats(tmp_path / "d", [[1] * 9, [2] * 12])
     dataset(tmp_path / "d", [10, 11])

@@ -119,6 +119,8 @@ def check_part(prefix: Path, split: list[float], part: str, seq_len: int) -> Non
 
 def check_fit(prefix: Path, lengths: NDArray[np.int64], seq_len: int) -> None:
     """UserError if there are chats that no row has room for: they would have to be cut."""
+    if not (lengths > 1).any():
+        raise UserError(f"the {len(lengths):,} chats of {prefix} have a token each: nothing can be predicted")
     too_long = lengths > seq_len + 1
     if too_long.any():
         raise UserError(
