@@ -11,8 +11,10 @@ from meta_files import write_meta
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.containers import safetensors_file
 from llmpipe.checkpoint.convert import convert
+from llmpipe.checkpoint.describe import describe
 from llmpipe.checkpoint.formats import detect
 from llmpipe.checkpoint.hf import HfSource
 from llmpipe.checkpoint.hf_weights import BIN_INDEX
@@ -131,6 +133,8 @@ def test_an_adapter_alone_is_no_model(hf: Path, tmp_path: Path) -> None:
     an_adapter(hf)
     with pytest.raises(UserError, match=r"hf holds an adapter, not a model: name the weights .* with --adapter .*hf"):
         detect(hf)
+    manifest.write(hf, "weights", {})  # as a run publishes one
+    assert describe(hf).startswith(f"weights {hf}\n")
 
 
 def test_weights_one_folder_deeper_are_named(hf: Path, tmp_path: Path) -> None:
@@ -141,6 +145,23 @@ def test_weights_one_folder_deeper_are_named(hf: Path, tmp_path: Path) -> None:
     ):
         detect(hf)
     assert detect(hf / "original") == "meta"
+
+
+def test_weights_without_their_config_are_told(hf: Path) -> None:
+    (hf / "config.json").unlink()
+    with pytest.raises(
+        UserError, match=f"{hf}/config.json is missing beside weights in Hugging Face's format: copy or"
+    ):
+        detect(hf)
+
+
+def test_a_folder_of_the_hubs_cache_names_its_snapshots(hf: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "models--org--name"
+    (cache / "snapshots").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    hf.rename(cache / "snapshots/0123")
+    with pytest.raises(UserError, match=f"blobs, snapshots found; weights lie in {cache}/snapshots/0123; there may"):
+        detect(cache)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model"])

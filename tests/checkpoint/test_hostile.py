@@ -107,7 +107,7 @@ DAMAGES: list[tuple[Damage, str]] = [
     (tensor(lambda held: held.to(torch.int8)), "holds quantized weights"),
     (tensor(lambda held: held[:0]), "is [0, 32], expected [48, 32]"),
     (folder("model.safetensors"), "holds no weights that llmpipe reads"),
-    (folder("config.json"), "holds no weights that llmpipe reads"),
+    (folder("config.json"), "config.json is missing beside weights in Hugging Face's format"),
     (manifest(sha256=None, made="x", bytes="1"), "manifest.json is damaged"),
     (manifest(sha256=5, bytes=1), "manifest.json is damaged"),
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.checkpoint import manifest
-from llmpipe.checkpoint.formats import MAY, NOTHING, Told, detect, open_source
+from llmpipe.checkpoint.formats import NOTHING, Told, detect, kind_of, open_source
 from llmpipe.checkpoint.megatron.source import MegatronSource
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.errors import UserError
@@ -17,13 +17,7 @@ from llmpipe.families.family import Shape
 
 def holds_weights(path: Path) -> bool:
     """Whether weights of any format that convert reads lie there; UserError where that is in doubt."""
-    try:
-        detect(path)
-    except UserError as error:
-        if MAY in str(error):  # nothing that looks like weights
-            return False
-        raise
-    return True
+    return kind_of(path) is not None
 
 
 def describe(directory: Path, tensors: bool = False, told: Told = NOTHING) -> str:

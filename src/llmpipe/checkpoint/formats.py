@@ -50,14 +50,14 @@ def detect(path: Path) -> str:
     plain = split_prefix(path)[1]
     if not plain.exists():
         raise UserError(f"{path} is missing: there may stand {MAY}")
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind is None:
         raise UserError(f"{path} is a file: there may stand {MAY}" if not plain.is_dir() else _nothing(path))
     return kind
 
 
-def _kind(path: Path) -> str | None:
-    """The format of a file or directory; None if it is none."""
+def kind_of(path: Path) -> str | None:
+    """hf, meta, megatron, easylm or rank_files; None if it is none. UserError where that is in doubt."""
     plain = split_prefix(path)[1]
     if weights_file(plain) is not None:
         return "easylm"
@@ -80,8 +80,11 @@ def _nothing(path: Path) -> str:
             f"{path} holds an adapter, not a model: name the weights that it was trained on, and with --adapter {path}"
             " it is merged into them"
         )
+    if hf_weights.holds_weights(path):
+        return f"{path / 'config.json'} is missing beside weights in Hugging Face's format: copy or download it, too"
     listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") if found else "nothing"
-    inside = [str(path / name) for name in found if (path / name).is_dir() and _kind(path / name)]
+    folders = [path / name for name in found] + sorted(path.glob("snapshots/*"))  # of the hub's cache
+    inside = [str(folder) for folder in folders if folder.is_dir() and kind_of(folder)]
     hint = f"; weights lie in {', '.join(inside[:4])}" if inside else ""
     return f"{path} holds no weights that llmpipe reads: {listed} found{hint}; there may stand {MAY}"
 
