@@ -11,6 +11,7 @@ Megatron's take turns, medians of --rounds are printed as tables for docs/number
 """
 
 import argparse
+import logging
 import os
 import statistics
 import sys
@@ -130,6 +131,7 @@ def main(options: argparse.Namespace) -> None:
     """Both tables."""
     options.work.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)  # Megatron's, of caches that are not written
     torch.distributed.init_process_group("gloo", f"file://{options.work}/store-{os.getpid()}", rank=0, world_size=1)
     print(f"{machine()}; {options.rounds} rounds\n")
     print("| documents, three epochs | megatron-core, s | llmpipe, s | ratio |\n|---|---|---|---|")
