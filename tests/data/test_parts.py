@@ -1,6 +1,7 @@
 """A corpus in parts and in pieces: the bytes of the single run, what fits together, what a killed run leaves."""
 
 import gzip
+import hashlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from pyarrow import parquet
 from test_tokenize import corpus, refused, run
 
 from llmpipe.cli.merge import command as merge_command
+from llmpipe.data.describe import describe
 from llmpipe.data.parts import Part, cut
 from llmpipe.data.readers.block import Span
 from llmpipe.errors import UserError
@@ -80,6 +82,21 @@ def test_parts_merged_are_the_single_run(tmp_path: Path, tokenizer_dir: Path, mi
         (str(mixed / "a.jsonl"), 10), (str(mixed / "b.jsonl.gz"), 10), (str(mixed / "c.json"), 10)
     ]  # fmt: skip
     assert rejects[0]["reason"].startswith("is not JSON (Expecting value: character 1): 'oops text number 9 ")
+
+
+def test_a_part_is_described(tmp_path: Path, tokenizer_dir: Path) -> None:
+    source = corpus(tmp_path / "c.jsonl", ["one two"] * 20)
+    source.write_text(source.read_text() + "oops\n")
+    arguments = (source, "--tokenizer", tokenizer_dir, "--output", tmp_path / "c", "--skip-bad", 1)
+    for number in (1, 2):
+        run(*arguments, "--part", f"{number}/2")
+    size, digest = source.stat().st_size, hashlib.sha256(source.read_bytes()).hexdigest()
+    first, second = (describe(tmp_path / f"c.part-{number}-of-2").splitlines() for number in (1, 2))
+    assert f"  source 1    {source}, {size:,} bytes, of which 0 to {size // 2:,}, SHA-256 {digest}" in first
+    assert f"  source 1    {source}, {size:,} bytes, of which {size // 2:,} to {size:,}" in second
+    assert "  part        2 of 2 of a corpus, which llmpipe merge makes of all" in second
+    assert "  left out    0 documents without text" in first
+    assert "  left out    0 documents without text, 1 bad rows" in second
 
 
 def test_roles_are_merged_too(tmp_path: Path, tokenizer_dir: Path) -> None:

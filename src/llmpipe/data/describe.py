@@ -43,18 +43,27 @@ def _sequences(reader: Reader) -> str:
 def _manifest_rows(facts: dict[str, Any] | None) -> dict[str, str]:
     if facts is None:
         return {"manifest": "none: not made by llmpipe, so its tokenizer is not known"}
-    tokenizer, empty = facts["tokenizer"], facts["empty_documents"]
+    tokenizer, empty, bad = facts["tokenizer"], facts["empty_documents"], facts.get("rejected_rows", 0)
     rows = {
-        "left out": f"{empty:,} documents without text",
+        "left out": f"{empty:,} documents without text" + (f", {bad:,} bad rows" if bad else ""),
         **_chat_rows(facts),
         "tokenizer": f"{tokenizer['path']}, {tokenizer['vocab_size']:,} tokens, SHA-256 {tokenizer['sha256']}",
         "BOS": "before each document" if facts["bos"] else "none",
         "EOD": "after each document" if facts["append_eod"] else "none",
         "llmpipe": facts["llmpipe"],
     }
+    if part := facts.get("part"):
+        rows["part"] = f"{part['number']} of {part['count']} of a corpus, which llmpipe merge makes of all"
     for number, source in enumerate(facts["sources"], start=1):
-        rows[f"source {number}"] = f"{source['path']}, {source['bytes']:,} bytes, SHA-256 {source['sha256']}"
+        rows[f"source {number}"] = _source(source)
     return rows
+
+
+def _source(source: dict[str, Any]) -> str:
+    """A file of the corpus; of one that several parts share, the part that it begins in has the hash."""
+    span = f", of which {source['start']:,} to {source['stop']:,}" if "start" in source else ""
+    digest = f", SHA-256 {source['sha256']}" if "sha256" in source else ""
+    return f"{source['path']}, {source['bytes']:,} bytes{span}{digest}"
 
 
 def _chat_rows(facts: dict[str, Any]) -> dict[str, str]:
