@@ -169,7 +169,7 @@ def test_a_chat_that_is_too_long_is_refused(tmp_path: Path) -> None:
 
 def test_chats_of_one_token_are_refused(tmp_path: Path) -> None:
     chats(tmp_path / "d", [[2], [2]])
-    with pytest.raises(UserError, match="the 2 chats of .*/d have a token each: nothing can be predicted"):
+    with pytest.raises(UserError, match=r"the 2 chats of .*/d have a token each: nothing can be predicted"):
         check_part(tmp_path / "d", ALL, "train", 9)
 
 

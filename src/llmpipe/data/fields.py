@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from llmpipe.data.documents import text
+from llmpipe.data.documents import encoded, text
 from llmpipe.data.readers.block import BadRow
 from llmpipe.data.tokenizers.base import Tokenizer
 from llmpipe.errors import UserError
@@ -73,7 +73,9 @@ def encode(row: Any, fields: list[Field], tokenizer: Tokenizer, separator: str =
 
 def _ids(row: Any, field: Field, tokenizer: Tokenizer, separator: str) -> list[int]:
     if field.keys:
-        return tokenizer.encode(separator.join(text(row, key) for key in field.keys))
+        whole = separator.join(text(row, key) for key in field.keys)
+        encoded(whole)  # may have half of a surrogate pair
+        return tokenizer.encode(whole)
     if field.base64_key:
         return _packed_ids(text(row, field.base64_key), field.base64_key, tokenizer.vocab_size)
     marks = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}

@@ -143,6 +143,16 @@ def test_a_bad_row_is_named_or_skipped(folder: Path, tmp_path: Path) -> None:
     assert len(documents) == 2 and facts["rejected_rows"] == 1
 
 
+@pytest.mark.parametrize("fields", ["{}", '"[question],answer"'])
+def test_half_of_a_surrogate_pair_is_named(fields: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sentencepiece(tmp_path / "tokenizer")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "c.jsonl", [{"question": "a", "answer": "b"}, {"question": "\ud83d", "answer": "b"}])
+    (tmp_path / "c.yaml").write_text(f"files: [c.jsonl]\nkind: chat\nfields: {fields}\n")
+    with pytest.raises(UserError, match=r"c\.jsonl, line 2 has half of a surrogate pair in its text"):
+        run(tokenize, "c.yaml", "--tokenizer", folder, "--output", "d")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
