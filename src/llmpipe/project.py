@@ -16,6 +16,7 @@ import yaml
 from llmpipe.config import HUB, Corpus, Model, Project, Recipe, Run, build, load
 from llmpipe.errors import UserError, nearest
 from llmpipe.families import named_size
+from llmpipe.files import matching
 from llmpipe.layout import Layout
 
 CONFIG = Path("config")
@@ -117,15 +118,14 @@ def corpus_files(name: str, there: Callable[[str], bool]) -> list[str]:
     """The paths of a corpus's text, names with * spelled out; UserError for the first that is not `there`."""
     found = []
     for file in corpus(name).files:
-        path = Path(file)
-        matching = sorted(map(str, path.parent.glob(path.name))) if "*" in path.name and not there(file) else [file]
-        if not matching or not there(matching[0]):
+        files = [*map(str, matching(Path(file)))] if "*" in file and not there(file) else [file]
+        if not files or not there(files[0]):
             raise UserError(
                 f"the text of corpus {name} is not there: {file} does not exist. Edit `files:` in"
                 f" {CONFIG / 'corpora' / name}.yaml: it takes .jsonl, .json, .txt (also .gz, .zst), .parquet or .arrow"
                 " files, or directories of them"
             )
-        found += matching
+        found += files
     return found
 
 

@@ -111,6 +111,9 @@ def test_names_with_stars(tmp_path: Path) -> None:
     assert found(tmp_path, "train-*") == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     with pytest.raises(UserError, match=r"valid-\* fits no file: "):
         find_files([tmp_path / "valid-*"])
+    touch(tmp_path, "a/x/1.txt", "b/x/1.txt", "b/2.txt")
+    assert found(tmp_path, "*/x/*.txt") == ["a/x/1.txt", "b/x/1.txt"]
+    assert found(tmp_path, "b*") == ["b/2.txt", "b/x/1.txt"]
     touch(tmp_path, "odd[1].txt")
     assert found(tmp_path, "odd[1].txt") == ["odd[1].txt"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from llmpipe.data.readers import lines, table, text, values
 from llmpipe.data.readers.block import BadRow, Block, Span, whole
 from llmpipe.errors import UserError
-from llmpipe.files import read_json
+from llmpipe.files import matching, read_json
 
 READERS: dict[str, Callable[[Span, Sequence[str], Sequence[str]], Iterator[Block]]] = {
     ".jsonl": lines.blocks,
@@ -63,11 +63,11 @@ def _check_name(path: Path) -> None:
 def _expand(path: Path) -> list[Path]:
     if path.is_dir():
         return _below(path)
-    if not path.exists() and "*" in path.name:
-        matching = sorted(path.parent.glob(path.name))
-        if not matching:
+    if not path.exists() and "*" in str(path):
+        found = matching(path)
+        if not found:
             raise UserError(f"{path} fits no file: name a file or a directory of {KINDS} files")
-        return find_files(matching)
+        return find_files(found)
     if not path.exists():
         raise UserError(f"{path} is missing: name a file or a directory of {KINDS} files")
     if not path.name.endswith(SUFFIXES):
