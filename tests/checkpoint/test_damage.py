@@ -337,7 +337,7 @@ def test_names_that_ask_for_many_ranks(run: Run) -> None:
     [
         ("hf", "config.json", {"num_hidden_layers": 10**9}, "num_layers is 1000000000, but has to be"),
         ("hf", "config.json", {"rms_norm_eps": float("nan")}, "norm_eps is nan"),
-        ("hf", "config.json", {"rope_scaling": "linear"}, "the rope scaling is 'linear', no table"),
+        ("hf", "config.json", {"rope_scaling": "linear"}, "rope_scaling is 'linear', no table"),
         ("hf", "config.json", {"rope_scaling": {"type": "linear", "factor": 0}}, "numbers above 0"),
         ("hf", "config.json", {"architectures": 3}, "architecture 'none'"),
         ("hf", "config.json", {"tie_word_embeddings": []}, r"tie_embeddings is \[\]"),

@@ -13,6 +13,7 @@ from llmpipe.checkpoint import hf_weights, manifest
 from llmpipe.checkpoint.containers import distcp
 from llmpipe.checkpoint.containers.torch_file import verify_crc
 from llmpipe.checkpoint.easylm_files import split_prefix, weights_file
+from llmpipe.checkpoint.formats import kind_of
 from llmpipe.errors import UserError
 
 _PATTERNS = (
@@ -63,7 +64,7 @@ def weight_files(path: Path) -> list[Path]:
     """The files of a foreign source, a directory or a file, that say what its weights are."""
     if path.is_file():
         return [path]
-    if (path / "config.json").is_file() and hf_weights.holds_weights(path):  # other weights may lie beside
+    if kind_of(path) == "hf":  # other weights may lie beside
         chosen = hf_weights.weight_files(path)
         return sorted(path / name for name in {"config.json", *chosen.files, *([chosen.index] if chosen.index else [])})
     found = {file for pattern in _PATTERNS for file in path.glob(pattern) if file.is_file()}
