@@ -67,13 +67,12 @@ def way_back(name, checkpoint, source):
     assert checks[0].value == 0, checks
 
 plain = Told()
-assumed = {"query heads": shape.num_heads, "KV heads": shape.num_kv_heads, "norm eps": 1e-5, "rope theta": 1e4,
-           "vocabulary": shape.vocab, "tied embedding": 1}
+assumed = {"query heads": shape.num_heads, "norm eps": 1e-5, "rope theta": 1e4, "vocabulary": shape.vocab}
 step("hf, cast, hashed", to("cast", "hf", "hf", "mcore", 1, Stages(), torch.float16, told=plain, hashed=True), "cast")
 step("adapter merged", to("merged", "hf", "hf", changes=Changes(folder / "adapter")), "merged")
 step("hf to meta", to("meta", "hf", "meta", "mcore", 2))
 step("meta to hf", to("checkpoint", "meta", "hf"))
-way_back("back to meta", "checkpoint", MetaModel(folder / "meta", assumed=assumed))
+way_back("back to meta", "checkpoint", MetaModel(folder / "meta"))
 shutil.rmtree(folder / "meta")
 step("diff", lambda: diff(folder / "hf", folder / "checkpoint"))
 step("shard", lambda: shard(folder / "checkpoint", folder / "ranks", 2, Stages(1), False), "checkpoint")
