@@ -12,6 +12,7 @@ from data_help import train
 from tokenizers import Tokenizer, models, processors
 
 from llmpipe.data.tokenizer import open_tokenizer
+from llmpipe.data.tokenizers import beside
 from llmpipe.errors import UserError
 from tekken_twin import write_tekken
 
@@ -151,3 +152,16 @@ def test_damaged_files_beside_are_refused(tokenizer_dir: Path, tmp_path: Path, c
     shutil.copy(tokenizer_dir / "tokenizer.model", tmp_path)
     (tmp_path / "added_tokens.json").write_text(content)
     assert refused(tmp_path).startswith(f"{tmp_path}/added_tokens.json {reason}")
+
+
+@pytest.mark.parametrize(
+    "order", [("added_tokens", "post_processor", "model"), ("model", "added_tokens", "post_processor")]
+)
+@pytest.mark.parametrize("name", ["<a>", '"model"', '{"model": 1'])
+def test_added_tokens_of_a_json_in_any_order(tmp_path: Path, order: tuple[str, ...], name: str) -> None:
+    parts = {"added_tokens": [{"id": 7, "content": name}], "post_processor": None, "model": {"vocab": {"b": 0}}}
+    put(tmp_path, tokenizer={key: parts[key] for key in order})
+    assert beside.added_tokens(tmp_path) == {name: 7}
+    (tmp_path / "tokenizer.json").write_bytes(b'{"added_tokens": [], "post_processor": null, "x": "\xff", "model": 1}')
+    with pytest.raises(UserError, match="is damaged"):
+        beside.added_tokens(tmp_path)

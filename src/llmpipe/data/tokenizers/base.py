@@ -56,12 +56,12 @@ class Tokenizer(ABC):
         return self.bos_id >= 0 and bool(self._json_adds_bos() if told is None else told)
 
     def _json_adds_bos(self) -> bool:
-        path = self.path.with_name(beside.JSON)
-        if not path.is_file():
+        processor = beside.head(self.path.with_name(beside.JSON)).get("post_processor")
+        if processor is None:
             return False
-        from llmpipe.data.tokenizers.huggingface import load  # here, because few tokenizers need it
+        from llmpipe.data.tokenizers.huggingface import put_around  # here, because few tokenizers need it
 
-        return load(path).encode("").ids[:1] == [self.bos_id]
+        return put_around(processor)[:1] == [self.bos_id]
 
     @cached_property
     def files(self) -> dict[str, str]:

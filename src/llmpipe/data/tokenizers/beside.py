@@ -1,5 +1,6 @@
 """The files that lie beside a tokenizer: which tokens were added to it, and which mark a document."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,18 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+def head(path: Path) -> dict[str, Any]:
+    """A tokenizer.json, perhaps without its `model`: that comes last, and is nearly all of it."""
+    if not path.is_file():
+        return {}
+    try:
+        first = path.read_text(encoding="utf-8").partition('"model"')[0]
+        found = json.loads(first.rstrip().removesuffix(",") + "}")
+    except ValueError:
+        found = {}
+    return found if {"added_tokens", "post_processor"} <= found.keys() else read(path)
+
+
 def hashes(file: Path) -> dict[str, str]:
     """The SHA-256 of each file of a tokenizer, by name; the one that decides the ids comes first."""
     names = dict.fromkeys((file.name, *FILES))
@@ -29,7 +42,7 @@ def hashes(file: Path) -> dict[str, str]:
 def added_tokens(folder: Path) -> dict[str, int]:
     """Every token that was added to the tokenizer of a folder, by name."""
     decoder = read(folder / CONFIG).get("added_tokens_decoder") or {}
-    whole = read(folder / JSON).get("added_tokens") or []
+    whole = head(folder / JSON).get("added_tokens") or []
     found = {token["content"]: int(number) for number, token in decoder.items()}
     return found | {token["content"]: int(token["id"]) for token in whole} | read(folder / ADDED)
 
@@ -37,7 +50,7 @@ def added_tokens(folder: Path) -> dict[str, int]:
 def special_names(folder: Path) -> set[str]:
     """The tokens that the files of a folder call special; padding alone is none, it may be any token."""
     config = read(folder / CONFIG)
-    flagged = [*(config.get("added_tokens_decoder") or {}).values(), *(read(folder / JSON).get("added_tokens") or [])]
+    flagged = [*(config.get("added_tokens_decoder") or {}).values(), *(head(folder / JSON).get("added_tokens") or [])]
     found: list[Any] = [token for token in flagged if token.get("special")]
     for settings in (config, read(folder / MAP)):
         more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []

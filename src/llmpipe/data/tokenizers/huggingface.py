@@ -51,9 +51,6 @@ class HuggingFace(Tokenizer):
     def _piece_id(self, name: str) -> int | None:
         return self.model.token_to_id(name)
 
-    def _json_adds_bos(self) -> bool:
-        return self.model.encode("").ids[:1] == [self.bos_id]
-
 
 def load(path: Path) -> tokenizers.Tokenizer:
     """A tokenizer.json without the limits on length that some were saved with; UserError if the file is none."""
@@ -66,6 +63,14 @@ def load(path: Path) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def put_around(processor: dict[str, Any]) -> list[int]:
+    """The ids that a tokenizer.json's `post_processor` puts around a text."""
+    names = ("truncation", "padding", "normalizer", "pre_tokenizer", "decoder")
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    content = {"added_tokens": [], "post_processor": processor, "model": model} | dict.fromkeys(names)
+    return tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", **content})).encode("").ids
 
 
 def _without(tokenizer: tokenizers.Tokenizer, special: dict[str, int]) -> tokenizers.Tokenizer:
