@@ -120,6 +120,7 @@ def test_a_bad_line_is_named_and_the_others_are_read(tmp_path: Path, suffix: str
         ("c.jsonl.zst", PACKERS[".jsonl.zst"](b'{"text": "a"}\n' * 1000)[:-10], "is truncated or no zstd file"),
         ("c.jsonl.zst", b'{"text": "a"}\n', "is truncated or no zstd file"),
     ],
+    ids=["gz cut", "no gz", "zst cut", "no zst"],  # packed bytes hold the time: no name for pytest's workers to share
 )
 def test_a_damaged_packed_file_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
