@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src/llmpipe"
 LEVELS = (
     {"errors"},
     {"files", "progress", "layout", "helpers"},
-    {"hashing"},
+    {"hashing", "yaml_file"},
     {"config", "families"},
     {"project", "schema"},
     {"data", "parallel"},

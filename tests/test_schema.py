@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from llmpipe import schema
-from llmpipe.config import load
 from llmpipe.errors import UserError
+from llmpipe.yaml_file import load
 
 ROOT = Path(__file__).parents[1]
 KINDS = {"models": "model", "corpora": "corpus", "recipes": "recipe", "runs": "run", "config": "config"}

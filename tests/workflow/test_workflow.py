@@ -12,8 +12,9 @@ from snakemake_help import commands, job_counts
 from standins import PARAMS, meta_weights
 
 from llmpipe.cli import group
-from llmpipe.config import Model, load
+from llmpipe.config import Model
 from llmpipe.families import named_size
+from llmpipe.yaml_file import load
 
 ROOT = Path(__file__).parents[2]
 Snakemake = Callable[..., CompletedProcess[str]]

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmpipe.config import Corpus, load
+from llmpipe.config import Corpus
 from llmpipe.data import manifest, pieces
 from llmpipe.data.encoders import ENCODERS, Encoder, TextEncoder, encode_block
 from llmpipe.data.fast_encoder import fast_encoder
@@ -21,6 +21,7 @@ from llmpipe.data.workers import Workers
 from llmpipe.errors import UserError
 from llmpipe.files import sha256
 from llmpipe.progress import progress
+from llmpipe.yaml_file import load
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ key rows lie as neighbours in some formats where Hugging Face has them half afte
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,16 +72,16 @@ Place = tuple[str, torch.Tensor | None]
 _Values = Mapping[str, float | str]
 
 
-class Merged:
+class Merged(ABC):
     """What the four have in common; `_place_of` takes a name of `names()`."""
 
     adapter: Adapter
 
-    def _place_of(self, name: str) -> Place:
-        raise NotImplementedError
+    @abstractmethod
+    def _place_of(self, name: str) -> Place: ...
 
-    def read(self, name: str) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, name: str) -> torch.Tensor: ...
 
     def bounds(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The least and the most that a merged tensor may hold, whoever sums it; None if nothing was summed."""
