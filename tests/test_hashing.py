@@ -90,7 +90,6 @@ def test_one_more_file(kind: None, files: dict[Path, str]) -> None:
 
 
 def test_a_file_that_is_gone(files: dict[Path, str]) -> None:
-    hashes = FileHashes(files)
     next(iter(files)).unlink()
-    with pytest.raises(FileNotFoundError):
+    with FileHashes(files) as hashes, pytest.raises(FileNotFoundError):
         hashes.results()
