@@ -57,6 +57,7 @@ def test_marks_go_around_texts_that_have_ids(tokenizer_dir: Path) -> None:
     assert fast
     found = [ids.tolist() for ids in fast.encode_batch([b"is it", b"", b" "], [1], [2, 2])]
     assert found == [[1, *tokenizer.encode("is it"), 2, 2], [], [1, *tokenizer.encode(" "), 2, 2]]
+    assert fast.encode_batch([], [1], [2, 2]) == []
 
 
 def test_characters_of_a_newer_unicode_are_left_to_the_library(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ class FastEncoder:
 
     def encode_batch(self, texts: Sequence[bytes], before: list[int], after: list[int]) -> list[NDArray[Any]]:
         """The ids of texts in valid UTF-8, with these ids around each that has any; UserError at a wrong one."""
+        if not texts:
+            return []
         ids, sizes = self._own.encoder.encode(*packed(texts), 1, np.array(before, np.int32), np.array(after, np.int32))
         ends = np.cumsum(np.maximum(sizes, 0)).tolist()
         found: list[NDArray[Any]] = [ids[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
