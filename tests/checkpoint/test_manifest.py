@@ -97,6 +97,47 @@ def test_a_manifest_that_is_no_object_is_told(tmp_path: Path) -> None:
         manifest.read(tmp_path)
 
 
+ADAPTER = {"path": "a", "files": {"adapter_config.json": "f00d"}}
+
+
+@pytest.mark.parametrize(("source", "told"), [
+    ({"adapter": ADAPTER | {"path": 5}}, "its source's adapter says 5, expected text"),
+    ({"adapter": ADAPTER | {"files": {"adapter_config.json": None}}}, "its source's adapter says None, expected text"),
+    ({"adapter": ADAPTER | {"files": 5}}, "Value after * must be an iterable, not int"),
+    ({"adapter": {}}, "'files'"),
+    ({"adapter": "a"}, "its source's adapter is 'a'"),
+    ({"told": []}, "its source's told is []"),
+    ({"added_tokens": 5}, "its source's added_tokens is 5"),
+    ({"added_tokens": ["<a>"], "new_rows": 5}, "its source's new_rows is 5"),
+    ({"added_tokens": ["<a>"]}, "'new_rows'"),
+])  # fmt: skip
+def test_a_source_that_llmpipe_did_not_write_is_told(made: Path, source: dict, told: str) -> None:
+    written = json.loads((made / "manifest.json").read_text())
+    (made / "manifest.json").write_text(json.dumps(written | {"source": {"adapter": ADAPTER}}))
+    manifest.check(made)
+    (made / "manifest.json").write_text(json.dumps(written | {"source": source}))
+    with pytest.raises(UserError, match=re.escape(f"manifest.json is damaged ({told}): run the stage that makes it")):
+        manifest.check(made)
+
+
+def test_a_manifest_that_lists_no_files_is_no_proof(made: Path) -> None:
+    (made / "manifest.json").write_text(
+        json.dumps({"llmpipe": "0.1.0", "kind": "checkpoint", "source": {}, "files": {}})
+    )
+    with pytest.raises(
+        UserError, match=r"manifest\.json is damaged \(it lists no files\): run the stage that makes it"
+    ):
+        manifest.read(made)
+
+
+def test_weights_that_a_manifest_does_not_list_are_told(made: Path) -> None:
+    (made / "model.safetensors").write_bytes(b"six")
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is not in manifest\.json, and nothing says that it is whole"
+    ):
+        manifest.check(made)
+
+
 def test_a_directory_is_replaced_only_if_it_is_empty_or_ours(
     made: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

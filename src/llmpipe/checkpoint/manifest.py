@@ -78,9 +78,26 @@ def read(directory: Path) -> Manifest:
         found = Manifest(values["kind"], dict(values["source"]), dict(values["files"]), values["llmpipe"])
         _ = found.digest, sum(entry["bytes"] for entry in found.files.values())  # whatever is read later
         _ = "".join(entry["sha256"] or "" for entry in found.files.values())
+        _check_values(found)
         return found
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): run the stage that makes it again") from error
+
+
+def _check_values(found: Manifest) -> None:
+    """ValueError for what `write` never writes, and what reads the manifest could not take."""
+    if not found.files:
+        raise ValueError("it lists no files")
+    expected = {"adapter": dict, "told": dict, "added_tokens": list}
+    if wrong := [key for key, kind in expected.items() if not isinstance(found.source.get(key, kind()), kind)]:
+        raise ValueError(f"its source's {wrong[0]} is {found.source[wrong[0]]!r}")
+    if "adapter" in found.source:
+        adapter = found.source["adapter"]
+        files = [*adapter["files"], *adapter["files"].values()]  # names and SHA-256
+        if wrong := [value for value in (adapter["path"], *files) if not isinstance(value, str)]:
+            raise ValueError(f"its source's adapter says {wrong[0]!r}, expected text")
+    if found.source.get("added_tokens") and found.source["new_rows"] not in ("mean", "zeros"):
+        raise ValueError(f"its source's new_rows is {found.source['new_rows']!r}")
 
 
 def check(directory: Path, part: int = 0, parts: int = 1) -> Manifest:
@@ -95,7 +112,7 @@ def check(directory: Path, part: int = 0, parts: int = 1) -> Manifest:
 
 
 def to_hash(directory: Path, manifest: Manifest) -> list[Path]:
-    """The files with a SHA-256 in the manifest; UserError if one is missing or of another size."""
+    """The files with a SHA-256 in the manifest; UserError if one is missing, of another size, or weights not listed."""
     for name, entry in manifest.files.items():
         path = directory / name
         if not path.is_file():
@@ -105,6 +122,11 @@ def to_hash(directory: Path, manifest: Manifest) -> list[Path]:
                 f"{path} has {path.stat().st_size} bytes, but {NAME} says {entry['bytes']}:"
                 " it is truncated or was changed"
             )
+    if unlisted := sorted({path.name for path in directory.glob("[!.]*.safetensors")} - manifest.files.keys()):
+        raise UserError(
+            f"{directory / unlisted[0]} is not in {NAME}, and nothing says that it is whole: run the stage that makes"
+            f" {directory} again, or remove that file"
+        )
     return [directory / name for name, entry in manifest.files.items() if entry["sha256"]]
 
 
