@@ -26,6 +26,7 @@ from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.cli.convert import command
 from llmpipe.errors import UserError
+from llmpipe.verify.merged import Adapter as Reference
 
 R, ALPHA = 3, 5
 LAYER = "model.layers.1."
@@ -160,6 +161,24 @@ def test_a_resized_embedding_saved_twice_stays_tied_and_grows(tmp_path: Path) ->
     assert torch.equal(merged(tmp_path)["model.embed_tokens.weight"], own)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["vocab_size"], config["tie_word_embeddings"]) == (VOCAB + 2, True)
+
+
+def test_a_resized_embedding_alone_is_the_heads_unless_it_was_trained_apart(tmp_path: Path) -> None:
+    """PEFT 0.21.2, save_pretrained(save_embedding_layers=False) of modules_to_save: [embed_tokens] on a resized model.
+
+    Its head stays the base's, whose new rows transformers drew; outside of modules_to_save head and embedding are one.
+    """
+    base(tmp_path, "llama, tied")
+    own = torch.randn(VOCAB + 2, 32)
+    adapter(tmp_path, {"model.embed_tokens.weight": own}, modules_to_save=["embed_tokens"])
+    with pytest.raises(UserError, match=r"model\.embed_tokens\.weight was resized and trained apart from the head"):
+        merged(tmp_path)
+    with pytest.raises(UserError, match="was resized apart from the head"):
+        Reference(tmp_path / "adapter", {}).keeps_tied("model.embed_tokens.weight", VOCAB)
+    adapter(tmp_path, {"model.embed_tokens.weight": own}, modules_to_save=None)
+    assert torch.equal(merged(tmp_path)["model.embed_tokens.weight"], own)
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"]
+    assert Reference(tmp_path / "adapter", {}).keeps_tied("model.embed_tokens.weight", VOCAB)
 
 
 def test_weight_tying_that_peft_ensured(tmp_path: Path) -> None:

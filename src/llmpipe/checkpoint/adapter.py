@@ -131,6 +131,7 @@ class AdaptedSource:
         if not shape.tie_embeddings or not any(name in adapter.names for name in (embedding, head)):
             return replace(shape, vocab=vocab)
         if own and head not in adapter.names and vocab != shape.vocab:
+            _check_saved_once(adapter, embedding)
             return replace(shape, vocab=vocab)  # resized, and saved once for both
         both_whole = not adapter.deltas.keys() & {embedding, head}
         if own and both_whole and same_bytes(own, adapter.replaced.get(head)):
@@ -147,6 +148,17 @@ def _replaced(adapter: Adapter, layout: dict[str, Stored]) -> dict[str, tuple[to
         for key, block in blocks_of(layout[name], tensor):
             found.setdefault(key, (tensor.dtype, []))[1].append(block)
     return found
+
+
+def _check_saved_once(adapter: Adapter, embedding: str) -> None:
+    """UserError if a resized embedding was trained apart from the head: PEFT's head has new rows that no file holds."""
+    apart = [str(name) for name in adapter.config.get("modules_to_save") or ()]
+    if embedding.removesuffix(".weight").endswith(tuple(apart)):
+        raise UserError(
+            f"{adapter.file}: {embedding} was resized and trained apart from the head (modules_to_save: {apart}), whose"
+            " new rows are not in the adapter: train with lm_head in modules_to_save too, or with"
+            " ensure_weight_tying=True"
+        )
 
 
 def _check_fits(adapter: Adapter, layout: dict[str, Stored]) -> None:

@@ -70,8 +70,12 @@ class Adapter:
     def keeps_tied(self, embedding: str, rows: int) -> bool:
         """Whether a head that was the embedding of so many rows still is."""
         changed = [name for name in (embedding, HEAD) if name in self._factors or name in self._own]
-        if not changed or (changed == [embedding] and self.rows(embedding) not in (None, rows)):
-            return True  # untouched; or resized, and saved once for both
+        if not changed:
+            return True
+        if changed == [embedding] and self.rows(embedding) not in (None, rows):
+            if embedding.removesuffix(".weight").endswith(tuple(self.config.get("modules_to_save") or ())):
+                raise UserError(f"{self.path}: {embedding} was resized apart from the head, whose rows are in no file")
+            return True  # resized, and saved once for both
         own = [self._own.get(name) for name in (embedding, HEAD)]
         alone = not any(name in self._factors for name in changed)
         return alone and None not in own and torch.equal(*(self._read(name) for name in own if name))
