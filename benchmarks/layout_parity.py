@@ -17,10 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.formats import open_source
-from llmpipe.config import Recipe, Schedule
 from llmpipe.data.indexed import Writer
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
+from llmpipe.recipe import Recipe, Schedule
 from llmpipe.train.job import Job
 from llmpipe.train.loop import train
 

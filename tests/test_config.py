@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llmpipe.config import Corpus, Model, Project, Recipe, Run, parse_data, parse_hub, parse_split
+from llmpipe.config import Corpus, Model, Project, Run, parse_data, parse_hub, parse_split
 from llmpipe.errors import UserError
+from llmpipe.recipe import Recipe
 from llmpipe.yaml_file import load
 
 RECIPE = "{seq_len: 128, global_batch: 16, steps: 300, lr: 1e-3%s}"

@@ -17,7 +17,7 @@ LEVELS = (
     {"errors"},
     {"files", "progress", "layout", "helpers"},
     {"hashing", "yaml_file"},
-    {"config", "families"},
+    {"config", "recipe", "families"},
     {"project", "schema"},
     {"data", "parallel"},
     {"checkpoint"},

@@ -20,11 +20,11 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from llmpipe.checkpoint import manifest
 from llmpipe.cli import group
-from llmpipe.config import Recipe
 from llmpipe.errors import UserError
 from llmpipe.launch import lease, resources
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
+from llmpipe.recipe import Recipe
 from llmpipe.train.job import Job
 from llmpipe.train.loop import train
 from llmpipe.verify import card
@@ -174,7 +174,6 @@ def test_a_finished_run_is_not_trained_again_but_one_of_other_inputs_is(
         (["--pp", "3", "--tp", "1", "--gpus-per-node", "3"], r"pp 3 does not divide 4 layers"),
         (["--micro-batch", "3"], r"global_batch 8 is not divisible by dp 1 x micro_batch 3"),
         (["--tp", "1", "--pp", "2", "--micro-batch", "8"], r"1 micro-batches .* fewer than its 2 stages"),
-        (["--cp", "2"], r"cp is 2; this version of llmpipe runs cp: 1 only"),
         (["--device", "cuda"], r"wants 2 GPUs on each node, and torch sees 0 here"),
         (["--split", "0,50,50"], r"the train part of .* holds no tokens"),
         (["--split", "1,2"], r"three shares for train, validation and test are expected"),

@@ -12,10 +12,19 @@ def test_ranks_are_numbered_as_in_megatron() -> None:
     layout = Layout(gpus_per_node=8, nodes=2, tp=2, pp=4).resolved()
     where = [layout.coordinates(rank) for rank in range(16)]
     assert layout.dp == 2
-    assert [where[0], where[1]] == [Coordinates(dp=0, pp=0, tp=0), Coordinates(dp=0, pp=0, tp=1)]
+    assert [where[0], where[1]] == [Coordinates(dp=0, cp=0, pp=0, tp=0), Coordinates(dp=0, cp=0, pp=0, tp=1)]
     assert [rank for rank in range(16) if (where[rank].dp, where[rank].tp) == (0, 0)] == [0, 4, 8, 12]
     assert [rank for rank in range(16) if (where[rank].pp, where[rank].tp) == (0, 0)] == [0, 2]
     assert len(set(where)) == 16
+
+
+def test_context_ranks_stand_between_tensor_and_data_ranks() -> None:
+    # As in megatron-core's default order, tp-cp-ep-dp-pp.
+    layout = Layout(gpus_per_node=8, tp=2, cp=2).resolved()
+    where = [layout.coordinates(rank) for rank in range(8)]
+    assert [(at.tp, at.cp, at.dp) for at in where] == [
+        (0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)
+    ]  # fmt: skip
 
 
 def test_dp_takes_what_is_left_over() -> None:
@@ -34,8 +43,8 @@ def test_wrong_world_size(given: dict[str, int]) -> None:
 def test_zero_and_later_versions_are_refused() -> None:
     with pytest.raises(UserError, match="layout: tp is 0, but has to be 1 or more"):
         Layout(tp=0)
-    with pytest.raises(UserError, match="cp is 2; this version of llmpipe runs cp: 1 only"):
-        Layout(cp=2)
+    with pytest.raises(UserError, match="cp is 2; this version of llmpipe trains with cp: 1 only"):
+        Layout(cp=2).check_training()
 
 
 def test_legal_tps_replicate_kv_heads() -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from json_tokenizers import SPECIAL, save
 from llmpipe.checkpoint.convert import convert, shard
-from llmpipe.config import Corpus, Recipe
+from llmpipe.config import Corpus
 from llmpipe.data.describe import describe, first_documents
 from llmpipe.data.indexed import Reader
 from llmpipe.data.tokenize import tokenize
@@ -20,6 +20,7 @@ from llmpipe.evaluate.evaluate import run as evaluate
 from llmpipe.evaluate.plan import make_plan
 from llmpipe.export.export import export
 from llmpipe.layout import Layout, Stages
+from llmpipe.recipe import Recipe
 from llmpipe.train.job import Job
 from llmpipe.train.preflight import preflight
 

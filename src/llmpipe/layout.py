@@ -1,4 +1,4 @@
-"""Which rank is where: (dp, pp, tp) of each process, the layers of a stage, the slice of a tensor that a rank holds.
+"""Which rank is where: (dp, cp, pp, tp) of a process, the layers of a stage, the slice of a tensor that a rank holds.
 
 Ranks are numbered as in Megatron: tp changes fastest, then cp, then dp, then pp.
 """
@@ -39,11 +39,11 @@ class Layout:
         for name in ("nodes", "gpus_per_node", "tp", "pp", "cp", "micro_batch", "vp"):
             if getattr(self, name) < 1:
                 raise UserError(f"layout: {name} is {getattr(self, name)}, but has to be 1 or more")
-        if self.cp != 1:
-            raise UserError(f"layout: cp is {self.cp}; this version of llmpipe runs cp: 1 only")
 
     def check_training(self) -> None:
         """UserError for what rank files may have, but a training not yet."""
+        if self.cp != 1:
+            raise UserError(f"layout: cp is {self.cp}; this version of llmpipe trains with cp: 1 only")
         if self.vp != 1:
             raise UserError(f"layout: vp is {self.vp}; this version of llmpipe trains with vp: 1 only")
 
@@ -77,7 +77,8 @@ class Layout:
     def coordinates(self, rank: int) -> "Coordinates":
         """Where a rank is; the layout has to be resolved."""
         tp, rest = rank % self.tp, rank // self.tp
-        return Coordinates(dp=rest % self.dp, pp=rest // self.dp, tp=tp)
+        cp, rest = rest % self.cp, rest // self.cp
+        return Coordinates(dp=rest % self.dp, cp=cp, pp=rest // self.dp, tp=tp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Coordinates:
     """A rank's place on each axis."""
 
     dp: int
+    cp: int
     pp: int
     tp: int
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
-from llmpipe.config import HUB, Corpus, Model, Project, Recipe, Run
+from llmpipe.config import HUB, Corpus, Model, Project, Run
 from llmpipe.errors import UserError, nearest
 from llmpipe.families import named_size
 from llmpipe.files import matching
 from llmpipe.layout import Layout
+from llmpipe.recipe import Recipe
 from llmpipe.yaml_file import build, load
 
 CONFIG = Path("config")

@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from llmpipe.config import Corpus, Model, Project, Recipe, Run
+from llmpipe.config import Corpus, Model, Project, Run
 from llmpipe.files import write_text
+from llmpipe.recipe import Recipe
 
 FILES = {"config": Project, "model": Model, "corpus": Corpus, "recipe": Recipe, "run": Run}
 SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}

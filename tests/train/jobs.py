@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmpipe.config import Recipe, Schedule
 from llmpipe.data.loader import Loader
 from llmpipe.data.sampling import Blend
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
+from llmpipe.recipe import Recipe, Schedule
 from llmpipe.train.job import Job
 from llmpipe.train.loop import train
 

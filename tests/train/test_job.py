@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llmpipe.config import Recipe
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
+from llmpipe.recipe import Recipe
 from llmpipe.train.job import Job, job_split, read_job
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmpipe.config import Recipe, Schedule
+from llmpipe.recipe import Recipe, Schedule
 from llmpipe.train.schedule import learning_rate
 
 COS_45 = math.sqrt(0.5)

@@ -17,13 +17,13 @@ from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import fill
+from llmpipe.parallel.data import shard
 from llmpipe.parallel.groups import make_groups
 from llmpipe.parallel.pipeline import forward_backward, make_schedule
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.train.loop import global_loss, global_weight
 from llmpipe.train.optimizer import Optimizer
 from llmpipe.train.preflight import preflight
-from llmpipe.train.setup import shard_over_dp
 
 NUM_MICRO_BATCHES, NUM_TOKENS, NUM_STEPS = 4, 32, 2
 KV_COPIES = ["llama, attention bias", "qwen3, biases", "falcon, 4 heads"]
@@ -64,9 +64,9 @@ def steps(name: str, layout: Layout, groups):
     source = SimpleNamespace(shape=shape, read=lambda key, slices: weights[key][slices])
     with torch.device("meta"):
         model = Decoder(shape, groups.tp, layout.stages, groups.at.pp)
-    shard_over_dp(model, groups, "fp32")
+    shard(model, groups, torch.float32)
     model.to_empty(device="cpu")
-    fill(model, source, groups.tp, layout.dp, groups.at.dp)
+    fill(model, source, groups.tp, groups.num_data, groups.data_rank)
     optimizer = Optimizer(model, shape, replace(RECIPE, clip=0.5), groups)
     count = NUM_MICRO_BATCHES // layout.dp
     schedule = make_schedule(model, groups, count, NUM_TOKENS, shape.hidden, torch.float32)

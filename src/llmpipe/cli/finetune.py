@@ -62,9 +62,10 @@ def command(
           --data results/models/tiny_llama/corpora/tiny_llama --output scratch/run \\
           --tp 2 --pp 2 --gpus-per-node 4 --micro-batch 8 --device cpu
     """
-    from llmpipe.config import Recipe, parse_data
+    from llmpipe.config import parse_data
     from llmpipe.launch import Place, launch
     from llmpipe.layout import Layout, parse_layers
+    from llmpipe.recipe import Recipe
     from llmpipe.train.job import Job, job_split
     from llmpipe.train.preflight import preflight
     from llmpipe.verify.card import require_card

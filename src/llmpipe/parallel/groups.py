@@ -28,6 +28,7 @@ class Groups:
     at: Coordinates
     device: torch.device
     mesh: DeviceMesh
+    """pp x data x tp. `data` is dp x cp: the ranks that hold copies, or shards, of the same parameters."""
 
     @property
     def tp(self) -> TensorParallel:
@@ -36,6 +37,18 @@ class Groups:
     @property
     def pp(self) -> dist.ProcessGroup:
         return self.mesh["pp"].get_group()
+
+    @property
+    def data(self) -> dist.ProcessGroup:
+        return self.mesh["data"].get_group()
+
+    @property
+    def num_data(self) -> int:
+        return self.layout.dp * self.layout.cp
+
+    @property
+    def data_rank(self) -> int:
+        return self.at.dp * self.layout.cp + self.at.cp
 
     @property
     def is_first_stage(self) -> bool:
@@ -61,5 +74,6 @@ def rank_device(kind: str) -> torch.device:
 
 def make_groups(layout: Layout, device: torch.device) -> Groups:
     """The groups of this process; every rank of the default group calls it with the same resolved layout."""
-    mesh = init_device_mesh(device.type, (layout.pp, layout.dp, layout.tp), mesh_dim_names=("pp", "dp", "tp"))
+    sizes = layout.pp, layout.dp * layout.cp, layout.tp
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "data", "tp"))
     return Groups(layout, layout.coordinates(dist.get_rank()), device, mesh)

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llmpipe.checkpoint import manifest
-from llmpipe.config import Recipe, check_held_out, parse_split
+from llmpipe.config import check_held_out, parse_split
 from llmpipe.data import manifest as dataset_manifest
 from llmpipe.errors import UserError
 from llmpipe.files import write_json
 from llmpipe.layout import Layout
+from llmpipe.recipe import Recipe
 from llmpipe.yaml_file import build
 
 # Keys of a recipe that a run may go on under other values of. `steps` does change the steps to come: the rate's course,

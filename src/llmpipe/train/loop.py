@@ -70,7 +70,7 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
 def global_weight(weights: torch.Tensor, groups: Groups) -> torch.Tensor:
     """Σ w over the whole global batch, (); 1 for a batch without trained tokens, whose gradient is then 0."""
     total = weights.sum()
-    dist.all_reduce(total, group=groups.mesh["dp"].get_group())
+    dist.all_reduce(total, group=groups.data)
     return torch.where(total > 0, total, 1.0)
 
 

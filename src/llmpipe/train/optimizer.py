@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from llmpipe.config import Recipe
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.parallel.groups import Groups
+from llmpipe.recipe import Recipe
 
 
 class Optimizer:

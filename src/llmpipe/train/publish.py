@@ -40,7 +40,7 @@ def _publish_weights(job: Job, model: nn.Module, groups: Groups) -> str:
     tensors = {key: _whole(parameter).to(dtype) for key, parameter in model.named_parameters()}
     written: tuple[str, str] | None = None
     metadata = {"checkpoint": job.model_digest()}
-    if groups.at.dp == 0:
+    if groups.data_rank == 0:
         at = groups.at
         sha256 = rank_files.write_rank(part, layout.tp, layout.stages, at.tp, at.pp, tensors, metadata)
         written = rank_files.file_name(at.tp, at.pp), sha256

@@ -2,7 +2,7 @@
 
 import math
 
-from llmpipe.config import Recipe
+from llmpipe.recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

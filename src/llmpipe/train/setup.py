@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.pipelining import Schedule1F1B
 
 from llmpipe.checkpoint import manifest
@@ -17,6 +16,7 @@ from llmpipe.data.packing import open_samples
 from llmpipe.data.sampling import Blend
 from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import fill
+from llmpipe.parallel.data import shard
 from llmpipe.parallel.groups import Groups, make_groups, rank_device
 from llmpipe.parallel.pipeline import make_schedule
 from llmpipe.train.job import Job
@@ -45,9 +45,9 @@ def prepare(job: Job) -> Trainer:
     shape = source.shape
     with torch.device("meta"):
         model = Decoder(shape, groups.tp, layout.stages, groups.at.pp, recompute=recipe.recompute == "full")
-    shard_over_dp(model, groups, recipe.precision)
+    shard(model, groups, DTYPES[recipe.precision])
     model.to_empty(device=groups.device)
-    fill(model, source, groups.tp, layout.dp, groups.at.dp)
+    fill(model, source, groups.tp, groups.num_data, groups.data_rank)
     loader = Loader(
         Blend(
             {Path(prefix): weight for prefix, weight in job.data.items()},
@@ -71,19 +71,3 @@ def prepare(job: Job) -> Trainer:
     num_tokens = layout.micro_batch * recipe.seq_len
     schedule = make_schedule(model, groups, num_micro_batches, num_tokens, shape.hidden, DTYPES[recipe.precision])
     return Trainer(job, groups, model, schedule, Optimizer(model, shape, recipe, groups), loader)
-
-
-def shard_over_dp(model: Decoder, groups: Groups, precision: str) -> None:
-    """FSDP2 over dp: each rank keeps a chunk of every parameter in fp32 and computes in `precision`.
-
-    Gradients are summed, not averaged, in fp32: the loss is already divided by the global batch's weight.
-    """
-    policy = MixedPrecisionPolicy(param_dtype=DTYPES[precision], reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # With several stages a layer's weights are needed again at once, by the next micro-batch.
-    reshard = groups.layout.pp == 1
-    for layer in model.layers.values():
-        fully_shard(layer, mesh=groups.mesh["dp"], mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(model, mesh=groups.mesh["dp"], mp_policy=policy, reshard_after_forward=reshard)
-    for module in (*model.layers.values(), model):
-        module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
-        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]

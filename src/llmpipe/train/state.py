@@ -136,7 +136,7 @@ def _pieces(optimizer: Optimizer) -> dict[str, torch.Tensor]:
 def _offsets(optimizer: Optimizer, key: str, groups: Groups) -> tuple[int, ...]:
     """Where this rank's shard begins in the full tensor."""
     layout, at = groups.layout, groups.at
-    slices = local_slices(optimizer.shape, key, layout.tp, at.tp, layout.dp, at.dp)
+    slices = local_slices(optimizer.shape, key, layout.tp, at.tp, groups.num_data, groups.data_rank)
     sizes = tuple(part.stop - part.start for part in slices)
     assert sizes == tuple(optimizer.parameters[key].shape), (key, sizes, optimizer.parameters[key].shape)
     return tuple(part.start for part in slices)
