@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.cli.convert import command
 from llmpipe.errors import UserError
+from llmpipe.verify.gate import verify
 from llmpipe.verify.merged import Adapter as Reference
 
 R, ALPHA = 3, 5
@@ -90,6 +91,23 @@ def test_b_times_a_is_added_and_rounded_once(
     for module in modules:
         expected = (tensors[f"{module}.weight"].double() + update(held, module)).to(dtype)
         assert torch.equal(found[f"{module}.weight"], expected) and expected.dtype == dtype
+
+
+@pytest.mark.parametrize("to", ["hf", "megatron"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_wider_type_is_what_is_rounded_to(tmp_path: Path, dtype: torch.dtype, to: Literal["hf", "megatron"]) -> None:
+    """No bf16 comes between the sum and what is written; what can hold both is fp32, fp16 cannot."""
+    tensors = base(tmp_path, dtype=torch.bfloat16)
+    held, own = factors(tensors, Q), torch.randn(32) / 3
+    adapter(tmp_path, held | {"model.norm.weight": own}, modules_to_save=["norm"])
+    convert(tmp_path / "base", tmp_path / "out", Target(to, dtype=dtype), changes=Changes(tmp_path / "adapter"))
+    assert verify(tmp_path / "out", tmp_path / "base")["verdict"] == "pass"
+    convert(tmp_path / "out", tmp_path / "back")
+    found, expected = load_file(tmp_path / "back/model.safetensors"), tensors[f"{Q}.weight"].double() + update(held, Q)
+    assert torch.equal(found[f"{Q}.weight"], expected.float().to(dtype))
+    assert torch.equal(found["model.norm.weight"], own.to(dtype))
+    assert not torch.equal(found[f"{Q}.weight"], expected.bfloat16().to(dtype))
+    assert torch.equal(found[f"{DOWN}.weight"], tensors[f"{DOWN}.weight"].to(dtype))
 
 
 @pytest.mark.parametrize(("config", "scaling"), [

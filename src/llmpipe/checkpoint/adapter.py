@@ -1,5 +1,7 @@
 """LoRA adapters in PEFT's format merged into a source: W + scaling * B @ A, computed in fp64 and rounded once.
 
+What is written in a wider type than the source's is rounded to that one.
+
 An adapter is a directory with adapter_config.json and adapter_model.safetensors (or .bin), whose tensors are named
 after Hugging Face's modules, `base_model.model.MODULE.lora_A.weight`, whatever format the source has. Hu et al. 2021
 (https://arxiv.org/abs/2106.09685); rsLoRA: https://arxiv.org/abs/2312.03732; DoRA: https://arxiv.org/abs/2402.09353.
@@ -30,9 +32,12 @@ EMBEDDING, HEAD = "embedding.weight", "head.weight"
 class AdaptedSource:
     """A source with an adapter merged; tensors that the adapter leaves alone are the source's own."""
 
-    def __init__(self, source: TensorSource, directory: Path):
-        """UserError with the list if an adapter's tensor fits nothing in the model."""
-        self.path, self.source = source.path, source
+    def __init__(self, source: TensorSource, directory: Path, written: torch.dtype | None = None):
+        """UserError with the list if an adapter's tensor fits nothing in the model.
+
+        `written`: the type that the tensors are going to have; None: the source's.
+        """
+        self.path, self.source, self._written = source.path, source, written
         self.family = FAMILIES[source.shape.family]
         adapter = read_adapter(directory)
         self.shape = self._shape(adapter)
@@ -54,7 +59,9 @@ class AdaptedSource:
         return list(self._table)
 
     def dtype(self, key: str) -> torch.dtype:
-        return self.source.dtype(self._theirs(key))
+        own = self.source.dtype(self._theirs(key))
+        changed = key in self._deltas or key in self._replaced
+        return torch.promote_types(own, self._written) if changed and self._written else own
 
     def blocks(self, key: str) -> list[Block] | None:
         if key in self._deltas:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llmpipe.checkpoint import grow
 from llmpipe.checkpoint.adapter import AdaptedSource, describe
 from llmpipe.checkpoint.source import TensorSource
@@ -20,10 +22,10 @@ class Changes:
     new_rows: grow.NewRows = "mean"
     """What their rows hold."""
 
-    def apply(self, source: TensorSource) -> TensorSource:
-        """The changed source."""
+    def apply(self, source: TensorSource, written: torch.dtype | None = None) -> TensorSource:
+        """The changed source, to be written in a type; None: each tensor in its own."""
         if self.adapter:
-            source = AdaptedSource(source, self.adapter)
+            source = AdaptedSource(source, self.adapter, written)
         return grow.grown(source, self.tokens, self.new_rows) if self.tokens else source
 
     def described(self) -> dict[str, Any]:

@@ -81,7 +81,12 @@ def _opened(path: Path, told: Told, target: Target, changes: Changes) -> TensorS
         raise UserError(f"--to {target.to} takes no --add-token: make a checkpoint first, then convert that one")
     source = open_source(path, told)
     check_floating(source)
-    return changes.apply(source)
+    return changes.apply(source, written_type(source, target))
+
+
+def written_type(source: TensorSource, target: Target) -> torch.dtype | None:
+    """The one type that every tensor gets; None where each keeps its own. Megatron's files are of one type."""
+    return target.dtype or (source.dtype("embedding.weight") if target.to == "megatron" else None)
 
 
 def write(mover: Mover, directory: Path, target: Target) -> dict[str, str | None]:

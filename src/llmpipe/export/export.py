@@ -6,11 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import llmpipe
 from llmpipe.checkpoint import manifest
-from llmpipe.checkpoint.convert import CHECKPOINT, Target, check_floating, check_output, write
+from llmpipe.checkpoint.convert import CHECKPOINT, Target, check_floating, check_output, write, written_type
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.mover import Mover
 from llmpipe.checkpoint.source import TensorSource
@@ -76,17 +74,12 @@ def made_from(path: Path, target: Target) -> dict[str, Any]:
 
 def _checked(weights: Path, part: Path, target: Target, source: TensorSource) -> dict[str, Any]:
     """The gate's rows, for check.json; UserError if one fails."""
-    checks, texts = check_round_trip(weights, part, rounded_to(source, target)), []
+    checks, texts = check_round_trip(weights, part, written_type(source, target)), []
     if target.to == "hf":
         check, texts = greedy_check(weights if target.dtype is None else part, part)
         checks.append(check)
     rows = [asdict(_steady(check)) for check in checks]
     return {"checks": rows} | ({"texts": texts} if texts else {})
-
-
-def rounded_to(source: TensorSource, target: Target) -> torch.dtype | None:
-    """The one type that the export's tensors have; None where each keeps its own. Megatron's files are of one type."""
-    return target.dtype or (source.dtype("embedding.weight") if target.to == "megatron" else None)
 
 
 def _steady(check: Check) -> Check:

@@ -16,7 +16,7 @@ from llmpipe.verify.compare import LOGIT_LIMIT, Side, numeric_checks, probe, str
 from llmpipe.verify.easylm import EasyLMModel, holds_weights
 from llmpipe.verify.hf import HfModel
 from llmpipe.verify.hf_files import holds_a_model
-from llmpipe.verify.inventory import hyper_parameter_checks, inventory_checks, rounded_to
+from llmpipe.verify.inventory import hyper_parameter_checks, inventory_checks, rounded_to, storage_types
 from llmpipe.verify.megatron import MegatronModel
 from llmpipe.verify.megatron_files import is_megatron
 from llmpipe.verify.merged import Adapter
@@ -78,7 +78,7 @@ def checkpoint_checks(subject: Path, reference: Path, adapter: Path | None = Non
     candidate, grown = _before_growth(whole, source, made_from)
     assumed = candidate.hyper_parameters()
     if dtype := rounded_to(source, candidate):
-        source = open_reference(reference, dtype, assumed, made_from)
+        source = _merged_as(whole, open_reference(reference, dtype, assumed, made_from))
     inventory, tensor = _inventory(source, candidate)
     trip, lost = round_trip_checks(subject, source, made_from)
     hyper, parameter = hyper_parameter_checks(source, candidate)
@@ -130,9 +130,19 @@ def _open_both(subject: Path, reference: Path, made_from: dict[str, Any]) -> tup
     """What the files of the one leave open, they take from the other; Hugging Face's leave nothing open."""
     if open_kind(reference) == HfModel.kind and open_kind(subject) != HfModel.kind:
         source = open_reference(reference, made_from=made_from)
-        return open_reference(subject, None, source.hyper_parameters()), source
+        candidate = open_reference(subject, None, source.hyper_parameters())
+        return candidate, _merged_as(candidate, source)
     candidate = open_reference(subject)
-    return candidate, open_reference(reference, None, candidate.hyper_parameters(), made_from)
+    source = open_reference(reference, None, candidate.hyper_parameters(), made_from)
+    return candidate, _merged_as(candidate, source)
+
+
+def _merged_as(candidate: Reference, source: Reference) -> Reference:
+    """The source; its adapter is merged in the type that the candidate is of, if that is the wider."""
+    types = storage_types(candidate)
+    if isinstance(source, Merged) and len(types) == 1:
+        source.adapter.written = next(iter(types))
+    return source
 
 
 def _forward(candidate: Reference | Cut, source: Reference, subject: Path) -> Findings:

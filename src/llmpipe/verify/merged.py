@@ -54,6 +54,8 @@ class Adapter:
             if kinds.keys() not in _PAIRS:
                 raise UserError(f"{path}: the reference forward cannot merge {', '.join(kinds)} into {target}")
         self._shift = 0.0
+        self.written: torch.dtype | None = None
+        """The type of the other side, if it has one: what is wider than the model's is what merging rounds to."""
 
     def computes(self, name: str) -> bool:
         """Whether a tensor is a sum that rounding may bring to the neighbouring value."""
@@ -93,8 +95,9 @@ class Adapter:
         `rows`: which rows of that tensor these are, one for each; None: all of them, in order.
         """
         base, name = self._base(name, weight, rows)
+        dtype = self._type(name, weight.dtype)
         if name not in self._factors:
-            return base.to(weight.dtype)
+            return base.to(dtype)
         down, up, lengths = self._parts(name)  # (r, in), (out, r), (out,)
         if rows is not None:
             up, lengths = up[rows], lengths[rows] if lengths is not None else None
@@ -103,11 +106,16 @@ class Adapter:
                 f"{self.path}: {name} is {list(base.shape)}, the adapter's is {[len(up), down.shape[1]]}: it is no"
                 " adapter of this model"
             )
-        merged, scale = torch.empty(base.shape, dtype=weight.dtype), self._scale(name, len(down))
+        merged, scale = torch.empty(base.shape, dtype=dtype), self._scale(name, len(down))
         for part in torch.arange(len(base)).split(_ROWS):
             length = None if lengths is None else lengths[part].double()
-            merged[part] = self._sum(base[part].double(), scale * up[part].double(), down, length).to(weight.dtype)
+            merged[part] = self._sum(base[part].double(), scale * up[part].double(), down, length).to(dtype)
         return merged
+
+    def _type(self, name: str, own: torch.dtype) -> torch.dtype:
+        """What a tensor that is the model's in its own type is rounded to."""
+        changed = name in self._factors or name in self._own
+        return torch.promote_types(own, self.written) if changed and self.written else own
 
     def _sum(
         self, base: torch.Tensor, up: torch.Tensor, down: torch.Tensor, lengths: torch.Tensor | None
