@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import megatron_twins
 import pytest
 import torch
 from merge_faults import EMBED, HEAD, MERGE_FAULTS
 from peft_files import make_adapter
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
@@ -90,6 +93,31 @@ def grown(path: Path, rows: int, how: str) -> None:
     made = manifest.read(path).source | {"added_tokens": ["<a>", "<b>"], "new_rows": how}
     (path / "manifest.json").unlink()
     manifest.write(path, "checkpoint", made)
+
+
+def words(path: Path, size: int) -> None:
+    """A tokenizer.json of so many words."""
+    model = WordLevel({"<unk>": 0, **{f"w{number}": number for number in range(1, size)}}, "<unk>")
+    Tokenizer(model).save(str(path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("more", [{"vocab_size": None}, {"vocab_size": megatron_twins.PADDED}, {}], ids=str)
+def test_a_grown_vocabulary_of_a_padded_source(tmp_path: Path, more: dict) -> None:
+    """Megatron's args say the true vocabulary, the padded one, or nothing: then the tokenizer beside counts."""
+    plain = load_file(megatron_twins.llama(tmp_path / "hf", 2) / "model.safetensors")
+    source, out = megatron_twins.write("legacy", plain, tmp_path / "megatron", 2, 1, 2, **more), tmp_path / "out"
+    old = more.get("vocab_size") or megatron_twins.VOCAB
+    words(source, old)
+    convert(source, out, changes=Changes(tokens=("<a>", "<b>")))
+    assert len(load_file(out / "model.safetensors")[HEAD]) == old + 2
+    card = verify(out, source)
+    row = next(check for check in card["checks"] if check["name"] == "rows of added tokens that differ")
+    assert card["verdict"] == "pass" and row["value"] == 0
+    tensors = load_file(out / "model.safetensors")
+    tensors[HEAD][old, 3] += 0.01
+    resigned(out, tensors)
+    with pytest.raises(UserError, match=r"rows of added tokens that differ 1 \(limit 0\)"):
+        verify(out, source)
 
 
 @pytest.mark.parametrize("how", ["mean", "zeros"])

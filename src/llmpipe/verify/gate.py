@@ -26,7 +26,7 @@ from llmpipe.verify.ours import OurModel
 from llmpipe.verify.rank_files import is_rank_files, rank_file_checks
 from llmpipe.verify.round_trip import round_trip_checks
 from llmpipe.verify.stored_bytes import Reference
-from llmpipe.verify.tokenizer import tokenizer_checks
+from llmpipe.verify.tokenizer import source_tokenizer, tokenizer_checks
 from llmpipe.verify.told import old_permutation, said
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,12 @@ def _before_growth(
     whole: Reference, source: Reference, made_from: dict[str, Any]
 ) -> tuple[Reference | Cut, list[Check]]:
     """A checkpoint that tokens were added to is compared without their rows; these have a check of their own."""
-    rows = source.hyper_parameters().get("vocabulary")
-    if not made_from.get("added_tokens") or not isinstance(whole, HfModel) or rows is None:
+    if not made_from.get("added_tokens") or not isinstance(whole, HfModel):
         return whole, []
+    rows = source.hyper_parameters().get("vocabulary")
+    if rows is None:  # of the tokenizer, see `_before_tokens`
+        assert isinstance(source, MegatronModel), source.path
+        rows = source.vocab
     return Cut(whole, int(rows)), [new_row_check(whole, source, int(rows), made_from["new_rows"])]
 
 
@@ -133,8 +136,19 @@ def _open_both(subject: Path, reference: Path, made_from: dict[str, Any]) -> tup
         candidate = open_reference(subject, None, source.hyper_parameters())
         return candidate, _merged_as(candidate, source)
     candidate = open_reference(subject)
-    source = open_reference(reference, None, candidate.hyper_parameters(), made_from)
-    return candidate, _merged_as(candidate, source)
+    assumed = candidate.hyper_parameters()
+    if made_from.get("added_tokens") and is_megatron(reference):
+        assumed = _before_tokens(assumed, reference, made_from)
+    return candidate, _merged_as(candidate, open_reference(reference, None, assumed, made_from))
+
+
+def _before_tokens(assumed: dict[str, float | str], reference: Path, made_from: dict[str, Any]) -> dict[str, Any]:
+    """The candidate's settings, but for its grown vocabulary: the source's files say their own, or its tokenizer."""
+    others = {name: value for name, value in assumed.items() if name != "vocabulary"}
+    if "vocabulary" in open_reference(reference, None, others, made_from).hyper_parameters():
+        return others
+    own = source_tokenizer(reference)
+    return others | ({"vocabulary": own.size} if own else {})
 
 
 def _merged_as(candidate: Reference, source: Reference) -> Reference:

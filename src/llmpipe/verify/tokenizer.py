@@ -70,6 +70,12 @@ def _added(subject: Path) -> list[str]:
     return manifest.read(subject).source.get("added_tokens", [])
 
 
+def source_tokenizer(reference: Path) -> Own | None:
+    """The source's own tokenizer; None if it has none."""
+    place = _place(reference)
+    return read_own(place) if place else None
+
+
 def _place(reference: Path) -> Path | None:
     """Where the source's tokenizer lies: beside the weights, or one folder above for foreign formats."""
     folder = reference if reference.is_dir() else reference.parent
