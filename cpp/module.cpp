@@ -7,16 +7,18 @@ void bind_encoder(nb::module_& m);
 void bind_gather(nb::module_& m);
 void bind_gpt_index(nb::module_& m);
 void bind_indexed(nb::module_& m);
+void bind_json_lines(nb::module_& m);
 void bind_samples(nb::module_& m);
 void bind_sha256(nb::module_& m);
 
 NB_MODULE(helpers, m) {
-  m.doc() = "The index of .bin/.idx datasets, Megatron's sample and blend indices, the byte mover, SHA-256 and encoders of text, compiled.";
+  m.doc() = "The index of .bin/.idx datasets, Megatron's sample and blend indices, the byte mover, SHA-256, a reader of JSON lines and encoders of text, compiled.";
   bind_indexed(m);
   bind_gpt_index(m);
   bind_blend(m);
   bind_samples(m);
   bind_gather(m);
   bind_encoder(m);
+  bind_json_lines(m);
   bind_sha256(m);
 }

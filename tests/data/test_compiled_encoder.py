@@ -16,6 +16,7 @@ from data_help import TEXT, train
 
 from llmpipe import helpers
 from llmpipe.data.fast_encoder import FastEncoder, fast_encoder
+from llmpipe.data.texts import Texts
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.data.tokenizers.compiled import SPLITS, compiled, packed
 from tekken_twin import write_tekken
@@ -74,8 +75,9 @@ def check(path: Path, more: list[str] = LONG) -> FastEncoder:
     assert start == len(ids) and sure > 0.9 * len(every)
     fast = fast_encoder(tokenizer)
     assert fast
-    for text, found in zip(planes(), fast.encode_batch([text.encode() for text in planes()], [], []), strict=True):
-        assert found.tolist() == tokenizer.encode(text)
+    encoded = [text.encode() for text in planes()]
+    found, _ = fast.encode(Texts.of(encoded), [], [])
+    assert found.tolist() == [number for ids in tokenizer.encode_batch(encoded, 1) for number in ids]
     return fast
 
 
@@ -134,7 +136,7 @@ def test_ids_are_tekkens(tmp_path: Path) -> None:
 def test_ids_are_the_tokenizers_librarys(tmp_path: Path, name: str, whole: bool) -> None:
     pattern = next(pattern for pattern, known in SPLITS.items() if known == name)
     fast = check(byte_level(tmp_path, None if name == "gpt2" else pattern, name == "qwen2", whole))
-    (ids,) = fast.encode_batch([b"ambiguity"], [], [])
+    ids, _ = fast.encode(Texts.of([b"ambiguity"]), [], [])
     assert (ids.tolist() == [450]) is whole
 
 

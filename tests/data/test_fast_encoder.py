@@ -12,12 +12,21 @@ from data_help import train
 from tokenizers import Tokenizer
 
 from llmpipe.data.fast_encoder import PROBES, FastEncoder, fast_encoder
+from llmpipe.data.texts import Texts
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.data.tokenizers.compiled import compiled, packed
 from llmpipe.errors import UserError
 from tiktoken_twin import write_tiktoken
 
 NONE = np.zeros(0, np.int32)
+
+
+def encode(fast: FastEncoder, texts: list[bytes], before: list[int], after: list[int]) -> list[list[int]]:
+    """The ids of each text."""
+    ids, sizes = fast.encode(Texts.of(texts), before, after)
+    assert sizes.sum() == len(ids)
+    ends = np.cumsum(sizes)
+    return [ids[end - size : end].tolist() for end, size in zip(ends, sizes, strict=True)]
 
 
 def test_texts_with_added_tokens_are_left_to_the_library(tmp_path: Path) -> None:
@@ -29,7 +38,7 @@ def test_texts_with_added_tokens_are_left_to_the_library(tmp_path: Path) -> None
     fast = fast_encoder(open_tokenizer(path))
     assert fast
     texts = ["is it <tool_call>", "is it <tool_cal"]
-    ids = [found.tolist() for found in fast.encode_batch([text.encode() for text in texts], [], [])]
+    ids = encode(fast, [text.encode() for text in texts], [], [])
     assert ids == [library.encode(text).ids for text in texts]
     assert (library.token_to_id("<tool_call>") in ids[0], len(ids[0]) < len(ids[1])) == (True, True)
 
@@ -55,9 +64,9 @@ def test_marks_go_around_texts_that_have_ids(tokenizer_dir: Path) -> None:
     tokenizer = open_tokenizer(tokenizer_dir)
     fast = fast_encoder(tokenizer)
     assert fast
-    found = [ids.tolist() for ids in fast.encode_batch([b"is it", b"", b" "], [1], [2, 2])]
+    found = encode(fast, [b"is it", b"", b" "], [1], [2, 2])
     assert found == [[1, *tokenizer.encode("is it"), 2, 2], [], [1, *tokenizer.encode(" "), 2, 2]]
-    assert fast.encode_batch([], [1], [2, 2]) == []
+    assert encode(fast, [], [1], [2, 2]) == []
 
 
 def test_characters_of_a_newer_unicode_are_left_to_the_library(tmp_path: Path) -> None:
@@ -67,11 +76,8 @@ def test_characters_of_a_newer_unicode_are_left_to_the_library(tmp_path: Path) -
     own, new = compiled(tokenizer), "a \U0001fae9 b"
     ids, sizes = own.encoder.encode(*packed([b"a", new.encode(), b"b"]), 1, NONE, NONE)
     assert (ids.tolist(), sizes.tolist()) == (tokenizer.encode("a") + tokenizer.encode("b"), [1, -1, 1])
-    assert FastEncoder(tokenizer, own).encode_batch([new.encode()], [7], [8])[0].tolist() == [
-        7,
-        *tokenizer.encode(new),
-        8,
-    ]
+    fast, expected = FastEncoder(tokenizer, own), [[7, *tokenizer.encode(text), 8] for text in ("a", new, "b")]
+    assert encode(fast, [b"a", new.encode(), b"b"], [7], [8]) == expected
 
 
 def wrong(folder: Path, other: Path) -> FastEncoder:
@@ -88,7 +94,7 @@ def test_wrong_ids_stop_before_the_first_text(tokenizer_dir: Path, other_tokeniz
 def test_wrong_ids_stop_a_run_and_show_the_document(tokenizer_dir: Path, other_tokenizer_dir: Path) -> None:
     fast, document = wrong(tokenizer_dir, other_tokenizer_dir), "Beautiful is better than ugly. "
     with pytest.raises(UserError, match=re.escape(repr(document))):
-        fast.encode_batch([document.encode()], [1], [2])
+        encode(fast, [document.encode()], [1], [2])
 
 
 def test_a_thousandth_of_a_corpus_is_checked(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,5 +103,5 @@ def test_a_thousandth_of_a_corpus_is_checked(tokenizer_dir: Path, monkeypatch: p
     monkeypatch.setattr(fast, "_check", lambda text, ids: checked.append(text))
     batch = [b"%04d " % number * 20 for number in range(700)]
     for _ in range(10):
-        fast.encode_batch(batch, [], [])
+        encode(fast, batch, [], [])
     assert checked[0] == batch[0] and len(checked) == len(set(checked)) == 7

@@ -8,9 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_tokenize import corpus, refused, run
+
+from llmpipe.data.encoded import Encoded
+from llmpipe.data.text_encoder import TextEncoder
 
 WAITING = """
 import os, time
@@ -21,10 +25,10 @@ from llmpipe.cli import main
 lines.BLOCK_BYTES = tokenize.BLOCK_BYTES = 10_000
 pieces.PIECE_BYTES = {piece_bytes}
 encode = encoders.TextEncoder.encode
-def slowly(self, rows):
+def slowly(self, *arguments):
     Path({folder!r}, str(os.getpid())).touch()
     time.sleep(0.05)
-    return encode(self, rows)
+    return encode(self, *arguments)
 encoders.TextEncoder.encode = slowly
 main()
 """
@@ -110,15 +114,13 @@ def test_a_full_disk(tmp_path: Path, tokenizer_dir: Path, limit: int, piece_byte
 
 
 def test_a_file_that_changes_is_told(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmpipe.data.encoders import TextEncoder
-
     path = source(tmp_path)
     encode = TextEncoder.encode
 
-    def appending(self: TextEncoder, rows: list) -> list:
+    def appending(self: TextEncoder, *arguments: Any) -> Encoded:
         with path.open("a") as file:
             file.write(json.dumps({"text": "more"}) + "\n")
-        return encode(self, rows)
+        return encode(self, *arguments)
 
     monkeypatch.setattr(TextEncoder, "encode", appending)
     message = refused(path, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out", "--workers", 1)

@@ -6,15 +6,16 @@ documents spread over it. Ids that differ stop the run. A text that only the lib
 
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmpipe.data.texts import Texts
 from llmpipe.data.tokenizers.base import Tokenizer
-from llmpipe.data.tokenizers.compiled import Compiled, Unsupported, compiled, packed
+from llmpipe.data.tokenizers.compiled import Compiled, Unsupported, compiled
 from llmpipe.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -60,26 +61,27 @@ class FastEncoder:
 
     def prove(self, texts: Sequence[str]) -> None:
         """UserError unless the ids of these texts are the library's."""
-        encoded = [text.encode() for text in texts]
-        for text, ids in zip(encoded, self.encode_batch(encoded, [], []), strict=True):
-            self._check(text, ids)
+        encoded = Texts.of([text.encode() for text in texts])
+        ids, sizes = self.encode(encoded, [], [])
+        for text, found in zip(encoded, np.split(ids, np.cumsum(sizes)[:-1]), strict=True):
+            self._check(text, found)
 
-    def encode_batch(self, texts: Sequence[bytes], before: list[int], after: list[int]) -> list[NDArray[Any]]:
-        """The ids of texts in valid UTF-8, with these ids around each that has any; UserError at a wrong one."""
-        if not texts:
-            return []
-        ids, sizes = self._own.encoder.encode(*packed(texts), 1, np.array(before, np.int32), np.array(after, np.int32))
-        ends = np.cumsum(np.maximum(sizes, 0)).tolist()
-        found: list[NDArray[Any]] = [ids[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        for number in self._for_the_library(texts, sizes):
-            encoded = self.tokenizer.encode_batch([texts[number]], 1)[0]
-            found[number] = np.array(before + encoded + after if encoded else [], ids.dtype)
-        for text, marked in zip(texts, found, strict=True):
-            if self._is_due(len(text)) and len(marked):
-                self._check(text, marked[len(before) : len(marked) - len(after)])
-        return found
+    def encode(self, texts: Texts, before: list[int], after: list[int]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The ids of texts laid end to end, and how many each has; UserError at a wrong one.
 
-    def _for_the_library(self, texts: Sequence[bytes], sizes: NDArray[np.int64]) -> list[int]:
+        `before` and `after` are ids around each text that has any.
+        """
+        marks = np.array(before, np.int32), np.array(after, np.int32)
+        ids, sizes = self._own.encoder.encode(texts.content, texts.offsets, 1, *marks)
+        if others := self._for_the_library(texts, sizes):
+            ids, sizes = self._with_the_librarys(texts, others, before, after, ids, sizes)
+        for number in self._due(np.diff(texts.offsets)):
+            if sizes[number]:
+                end = sizes[: number + 1].sum()
+                self._check(texts[number], ids[end - sizes[number] + len(before) : end - len(after)])
+        return ids, sizes
+
+    def _for_the_library(self, texts: Texts, sizes: NDArray[np.int64]) -> list[int]:
         """The texts of which the encoder is not sure, or that it may not encode."""
         unsure = np.flatnonzero(sizes < 0).tolist()
         if not (self._own.composed or self._own.found):
@@ -91,12 +93,26 @@ class FastEncoder:
             return False
         return not self._own.composed or text.isascii() or unicodedata.is_normalized("NFC", text.decode())
 
-    def _is_due(self, size: int) -> bool:
-        """Whether a text is one to check: the first, and each at which the share has fallen below its mark."""
-        self._seen += size
-        due = size <= LONGEST_CHECKED and self._checked < self._seen * CHECKED_SHARE
-        self._checked += size * due
-        return due
+    def _with_the_librarys(
+        self, texts: Texts, numbers: list[int], before: list[int], after: list[int], ids: NDArray[Any], sizes: Any
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Ids and sizes with those of the library in the place of some texts'."""
+        found = np.split(ids, np.cumsum(np.maximum(sizes, 0))[:-1])
+        for number in numbers:
+            encoded = self.tokenizer.encode_batch([texts[number]], 1)[0]
+            found[number] = np.array(before + encoded + after if encoded else [], ids.dtype)
+        return np.concatenate(found), np.fromiter(map(len, found), np.int64, len(found))
+
+    def _due(self, sizes: NDArray[np.int64]) -> Iterator[int]:
+        """The texts to check, by their sizes: the first, and each at which the share has fallen below its mark."""
+        seen = self._seen + np.cumsum(sizes)
+        short = np.flatnonzero(sizes <= LONGEST_CHECKED)
+        marks, at = seen[short] * CHECKED_SHARE, 0
+        while (at := max(at, int(np.searchsorted(marks, self._checked, "right")))) < len(short):
+            self._checked += int(sizes[short[at]])
+            yield int(short[at])
+            at += 1
+        self._seen += int(sizes.sum())
 
     def _check(self, text: bytes, ids: NDArray[Any]) -> None:
         expected = self.tokenizer.encode_batch([text], 1)[0]

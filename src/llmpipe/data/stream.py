@@ -9,7 +9,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from llmpipe.data.encoders import Encoded, Encoder, Reject
+from llmpipe.data.encoded import Encoded, Reject
+from llmpipe.data.encoders import Encoder
 from llmpipe.data.indexed import Writer
 from llmpipe.data.manifest import ROLES, rejects_path, retire, suffixed
 from llmpipe.data.readers.block import Block, Span

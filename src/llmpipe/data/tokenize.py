@@ -8,13 +8,14 @@ from typing import Any
 
 from llmpipe.config import Corpus
 from llmpipe.data import manifest, pieces
-from llmpipe.data.encoders import ENCODERS, Encoder, TextEncoder, encode_block
+from llmpipe.data.encoders import ENCODERS, Encoder, RowEncoder, encode_block
 from llmpipe.data.fast_encoder import fast_encoder
 from llmpipe.data.indexed import token_dtype
 from llmpipe.data.parts import Part, corpus_key, cut, part_prefix, run_key
 from llmpipe.data.readers.block import BLOCK_BYTES, Span, whole
 from llmpipe.data.sources import find_files, first_row
 from llmpipe.data.stream import Counts, Stream
+from llmpipe.data.text_encoder import TextEncoder
 from llmpipe.data.token_rows import TokenEncoder
 from llmpipe.data.tokenizer import Tokenizer, open_tokenizer
 from llmpipe.data.workers import Workers
@@ -79,7 +80,7 @@ def tokenize(
     manifest.write(output, facts)
 
 
-def _encoder(corpus: Corpus, tokenizer: Tokenizer, files: list[Path]) -> Encoder:
+def _encoder(corpus: Corpus, tokenizer: Tokenizer, files: list[Path]) -> TextEncoder | RowEncoder:
     encoder = ENCODERS[corpus.kind](corpus, tokenizer)
     if isinstance(encoder, TokenEncoder):
         encoder.look_at(first_row(files, encoder.keys, encoder.optional))

@@ -3,6 +3,7 @@
 import codecs
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,36 +19,46 @@ READ_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
-class LineSpan(Block):
+class LineBlock(Block):
+    """Lines, of a plain file or a packed one."""
+
+    @abstractmethod
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Some whole lines after the other, and the number of the first of them."""
+
+    def rows(self) -> Iterator[tuple[int, Any]]:
+        for number, content in self.lines():
+            yield from rows_of(content, number)
+
+    def where(self, number: int) -> str:
+        return f"{self.path}, line {self.line(number)}"
+
+
+@dataclass(frozen=True, slots=True)
+class LineSpan(LineBlock):
     """The lines that begin in a span of a plain file, read where they are parsed; numbered from the first of them."""
 
     span: Span
 
-    def rows(self) -> Iterator[tuple[int, Any]]:
+    def lines(self) -> Iterator[tuple[int, bytes]]:
         number = 1
         with Opened(self.path, max(self.span.start - 1, 0)) as file:
             for content in _whole_lines(file, self.span):
-                yield from _rows(content, number)
+                yield number, content
                 number += content.count(b"\n")
-
-    def where(self, number: int) -> str:
-        return f"{self.path}, line {self.line(number)}"
 
     def line(self, number: int) -> int:
         return number + _lines_before(self.path, self.span.start)
 
 
 @dataclass(frozen=True, slots=True)
-class Lines(Block):
+class Lines(LineBlock):
     """Some lines of a packed file."""
 
     content: bytes
 
-    def rows(self) -> Iterator[tuple[int, Any]]:
-        return _rows(self.content, self.first)
-
-    def where(self, number: int) -> str:
-        return f"{self.path}, line {number}"
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        yield self.first, self.content
 
 
 def blocks(span: Span, keys: Sequence[str], optional: Sequence[str]) -> Iterator[Block]:
@@ -68,15 +79,23 @@ def _packed_blocks(span: Span) -> Iterator[Block]:
             number, before = number + content.count(b"\n"), file.position
 
 
-def _rows(content: bytes, number: int) -> Iterator[tuple[int, Any]]:
+def rows_of(content: bytes, number: int) -> Iterator[tuple[int, Any]]:
     """The rows of whole lines, of which the first has this number."""
     try:
         lines: Sequence[str | bytes] = content.decode().split("\n")
     except UnicodeDecodeError:
-        lines = content.split(b"\n")
+        lines = [_decoded(line) for line in content.split(b"\n")]
     for at, line in enumerate(lines, start=number):
         if line and not line.isspace():
             yield at, _parsed(line)
+
+
+def _decoded(line: bytes) -> str | bytes:
+    """A line as text, if it is UTF-8."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line
 
 
 def _whole_lines(file: Opened, span: Span) -> Iterator[bytes]:
