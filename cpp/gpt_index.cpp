@@ -39,47 +39,52 @@ Epochs plan_epochs(int64_t tokens_per_epoch, int64_t seq_len, int64_t num_sample
   return {count, apart, apart ? before_last : total, total};
 }
 
-// Document numbers first..last-1, `epochs` times over, shuffled together.
-void shuffled_documents(int32_t* out, int64_t first, int64_t last, int64_t epochs, LegacyRandom& random) {
+// Document numbers first..last-1, `epochs` times over.
+void number_documents(int32_t* out, int64_t first, int64_t last, int64_t epochs) {
   const int64_t each = last - first;
   for (int64_t epoch = 0; epoch < epochs; ++epoch)
     std::iota(out + epoch * each, out + (epoch + 1) * each, static_cast<int32_t>(first));
-  random.shuffle(out, epochs * each);
 }
 
-// Sample k starts at token k * seq_len of the documents laid end to end: as (position in `documents`, token in it).
-class Walk {
+// The lengths of documents first..last-1 in two bytes each, where that will do. They are looked up in random order, so
+// a table a quarter as large comes from nearer memory.
+class ShortLengths {
  public:
-  Walk(Buffer<int64_t>& samples, const Buffer<int32_t>& documents, const int64_t* lengths, int64_t seq_len)
-      : next_(samples.data() + 2), end_(samples.data() + samples.size()), documents_(documents), lengths_(lengths),
-        seq_len_(seq_len), start_(seq_len) {
-    samples[0] = samples[1] = 0;
+  ShortLengths(const int64_t* exact, int64_t first, int64_t last) : exact_(exact), first_(first), short_(last - first) {
+    for (size_t i = 0; i < short_.size(); ++i)
+      short_[i] = static_cast<uint16_t>(std::min<int64_t>(exact[first + static_cast<int64_t>(i)], kLong));
   }
 
-  // As far as the first `count` documents reach.
-  void to(size_t count) {
-    constexpr size_t kAhead = 32;
-    for (; document_ < count && next_ < end_; ++document_) {
-      if (document_ + kAhead < count) __builtin_prefetch(&lengths_[documents_[document_ + kAhead]]);
-      const int64_t after = before_ + lengths_[documents_[document_]];
-      for (; start_ < after && next_ < end_; start_ += seq_len_)
-        *next_++ = static_cast<int64_t>(document_), *next_++ = start_ - before_;
-      before_ = after;
-    }
+  int64_t operator[](int32_t document) const {
+    const uint16_t length = short_[document - first_];
+    return length == kLong ? exact_[document] : length;
   }
+
+  void prefetch(int32_t document) const { __builtin_prefetch(&short_[document - first_]); }
 
  private:
-  int64_t *next_, *end_;
-  const Buffer<int32_t>& documents_;
-  const int64_t* lengths_;
-  int64_t seq_len_, start_, before_ = 0;  // start_: of the next sample; before_: tokens before the document
-  size_t document_ = 0;
+  static constexpr uint16_t kLong = std::numeric_limits<uint16_t>::max();  // as long or longer: `exact_` says it
+
+  const int64_t* exact_;
+  int64_t first_;
+  Buffer<uint16_t> short_;
 };
 
-void shuffle_samples(Buffer<uint32_t>& order, size_t together, LegacyRandom& random) {
-  std::iota(order.data(), order.data() + order.size(), 0u);
-  random.shuffle(order.data(), together);
-  random.shuffle(order.data() + together, order.size() - together);
+// Sample k starts at token k * seq_len of the documents laid end to end: as (position in `documents`, token in it). Of
+// the documents from `position` up to `last`, before which there are `before` tokens; sample 0 is known.
+void walk(Buffer<int64_t>& samples, const Buffer<int32_t>& documents, size_t position, size_t last, int64_t before,
+          const ShortLengths& lengths, int64_t seq_len) {
+  constexpr size_t kAhead = 32;
+  const int64_t sample = std::max<int64_t>(1, (before + seq_len - 1) / seq_len);
+  int64_t* next = samples.data() + 2 * sample;
+  const int64_t* end = samples.data() + samples.size();
+  for (int64_t start = sample * seq_len; position < last && next < end; ++position) {
+    if (position + kAhead < last) lengths.prefetch(documents[position + kAhead]);
+    const int64_t after = before + lengths[documents[position]];
+    for (; start < after && next < end; start += seq_len)
+      *next++ = static_cast<int64_t>(position), *next++ = start - before;
+    before = after;
+  }
 }
 
 int64_t checked_tokens(const Input<int64_t>& lengths, int64_t first, int64_t last, int64_t seq_len, int64_t num_samples) {
@@ -116,15 +121,27 @@ Index gpt_index(Input<int64_t> lengths, int64_t first, int64_t last, int64_t seq
     order = Buffer<uint32_t>(epochs.num_samples);
 
     LegacyRandom random(seed);  // one generator through all shuffles, in this order
-    const int64_t each = last - first, together = epochs.count - (epochs.last_apart ? 1 : 0);
-    shuffled_documents(documents.data(), first, last, together, random);
-    // A second thread walks through the documents that are in order, while this one shuffles the rest.
-    Walk walk(samples, documents, lengths.data(), seq_len);
-    auto begun = std::async(std::launch::async, [&] { walk.to(together * each); });
-    if (epochs.last_apart) shuffled_documents(documents.data() + together * each, first, last, 1, random);
-    auto walked = std::async(std::launch::async, [&] { begun.get(), walk.to(documents.size()); });
-    shuffle_samples(order, epochs.shuffled_together, random);
+    const int64_t each = last - first, together = (epochs.count - (epochs.last_apart ? 1 : 0)) * each;
+    const int64_t apart = (epochs.last_apart ? 1 : 0) * each;
+    // A second thread makes ready what this one has no need of yet, then walks through the documents that are in order.
+    auto ready = std::async(std::launch::async, [&] {
+      number_documents(documents.data() + together, first, last, apart / each);
+      std::iota(order.data(), order.data() + order.size(), 0u);
+      return ShortLengths(lengths.data(), first, last);
+    });
+    number_documents(documents.data(), first, last, together / each);
+    random.shuffle(documents.data(), together);
+    const ShortLengths shorts = ready.get();
+    samples[0] = samples[1] = 0;
+    auto walked = std::async(std::launch::async, [&] { walk(samples, documents, 0, together, 0, shorts, seq_len); });
+    random.shuffle(documents.data() + together, apart);
+    auto walked_apart = std::async(std::launch::async, [&] {
+      walk(samples, documents, together, together + apart, together / each * tokens, shorts, seq_len);
+    });
+    random.shuffle(order.data(), epochs.shuffled_together);
+    random.shuffle(order.data() + epochs.shuffled_together, epochs.num_samples - epochs.shuffled_together);
     walked.get();
+    walked_apart.get();
   }
   return {documents.move_to_numpy(), samples.move_to_numpy(2), order.move_to_numpy()};
 }

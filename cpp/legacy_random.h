@@ -14,28 +14,44 @@ class LegacyRandom {
     for (uint32_t k = 1; k < kSize; ++k) state_[k] = 1812433253u * (state_[k - 1] ^ (state_[k - 1] >> 30)) + k;
   }
 
-  // Fisher-Yates from the end downwards. The positions do not depend on the values, so a block of them is drawn first
-  // and its memory asked for, which hides most of the cache misses of a long array.
+  // Fisher-Yates from the end downwards. The positions do not depend on the values, so they are drawn a block ahead: the
+  // memory of one block is asked for while that of the block before is swapped, which hides most of the cache misses of
+  // a long array. It comes no nearer than the second-level cache, which waits for more lines at once than the first.
   template <typename T>
   void shuffle(T* values, size_t count) {
-    constexpr size_t kBlock = 256;
-    uint32_t positions[kBlock];
-    for (size_t last = count; last > 1;) {
-      const uint32_t max = static_cast<uint32_t>(last - 1), mask = covering(max);
-      const size_t block = std::min<size_t>(kBlock, max - (mask >> 1));  // so many maxima have the same mask
-      draw(positions, block, max, mask);
-      for (size_t i = 0; i < block; ++i) __builtin_prefetch(&values[positions[i]], 1);
-      for (size_t i = 0; i < block; ++i) std::swap(values[--last], values[positions[i]]);
+    Block now, ahead;
+    size_t undrawn = count, last = count;
+    for (draw(now, undrawn); now.size > 0; std::swap(now, ahead)) {
+      draw(ahead, undrawn);
+      for (size_t i = 0; i < now.size; ++i) {
+        __builtin_prefetch(&values[ahead.positions[i]], 0, 2);
+        std::swap(values[--last], values[now.positions[i]]);
+      }
     }
   }
 
  private:
-  static constexpr size_t kSize = 624, kShift = 397;
+  static constexpr size_t kSize = 624, kShift = 397, kBlock = 64;
+
+  struct Block {
+    size_t size = 0;
+    uint32_t positions[kBlock] = {};
+  };
 
   // The smallest 2^k - 1 that is not below `max`.
   static uint32_t covering(uint32_t max) {
     for (int shift : {1, 2, 4, 8, 16}) max |= max >> shift;
     return max;
+  }
+
+  // The positions for the next of the first `undrawn` places, from the last one down; none for place 0 alone.
+  void draw(Block& block, size_t& undrawn) {
+    block.size = 0;
+    if (undrawn < 2) return;
+    const uint32_t max = static_cast<uint32_t>(undrawn - 1), mask = covering(max);
+    block.size = std::min<size_t>(kBlock, max - (mask >> 1));  // so many maxima have the same mask
+    draw(block.positions, block.size, max, mask);
+    undrawn -= block.size;
   }
 
   // One number for each of max, max - 1, ...: uniform from 0 to it, by masked rejection. Whether a number is taken moves

@@ -64,6 +64,21 @@ def test_shuffles_longer_than_a_block_and_a_power_of_two() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_shuffles_as_long_as_some_blocks_or_one_more_or_less() -> None:
+    for count in range(1, 270):
+        arguments = (np.full(count, 3), 0, count, 2, 5 * count // 2, count)
+        for ours, theirs in zip(helpers.gpt_index(*arguments), index_twins.gpt_index(*arguments), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_documents_whose_lengths_take_more_than_two_bytes() -> None:
+    lengths = np.array([7, 2**16 - 1, 0, 2**16 - 2, 2**16, 1, 2**17 + 3, 65_535, 5])
+    for first, num_samples in ((0, 30), (1, 900), (2, 1000)):
+        arguments = (lengths, first, 8, 1000, num_samples, 3)
+        for ours, theirs in zip(helpers.gpt_index(*arguments), index_twins.gpt_index(*arguments), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [0.2, 0.3, 0.5], [0.01, 0.99], [1 / 7] * 7])
 def test_blend_index_equals_the_twin(weights: list[float]) -> None:
     for ours, theirs in zip(
