@@ -1,11 +1,13 @@
 """Files and directories that appear whole or not at all."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from llmpipe import files
 from llmpipe.files import HOST, aside, atomic_directory, atomic_file
 
 
@@ -47,3 +49,28 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) ->
     with atomic_directory(path) as part:
         (part / "whole").touch()
     assert {*tmp_path.iterdir()} == {path, alive, *others}
+
+
+def test_writeback_begins_on_each_part_of_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, begin = [], files._sync_file_range
+
+    def seen(descriptor: int, start: int, size: int, flags: int) -> int:
+        begun.append((start, size, begin(descriptor, start, size, flags)))
+        return begun[-1][2]
+
+    monkeypatch.setattr(files, "_sync_file_range", seen)
+    monkeypatch.setattr(files, "_WRITEBACK_BYTES", 8000)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        writeback = files.EarlyWriteback(file.fileno())
+        for end in range(3000, 30001, 3000):
+            file.write(bytes(3000))
+            writeback.reached(end)
+    assert begun == [(0, 9000, 0), (9000, 9000, 0), (18000, 9000, 0)]  # 0: the system took it
+
+
+def test_writeback_that_the_system_refuses_is_left_to_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_WRITEBACK_BYTES", 1)
+    read, write = os.pipe()  # ESPIPE
+    files.EarlyWriteback(write).reached(10)
+    os.close(read)
+    os.close(write)

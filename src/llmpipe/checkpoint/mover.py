@@ -20,7 +20,7 @@ from llmpipe.checkpoint.blocks import OpenFiles
 from llmpipe.checkpoint.layouts import Part, Stored
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.errors import UserError
-from llmpipe.files import CHUNK_BYTES
+from llmpipe.files import CHUNK_BYTES, EarlyWriteback
 from llmpipe.hashing import FileHashes, new_hash
 from llmpipe.progress import Progress
 
@@ -161,9 +161,9 @@ class Mover:
 
         `beside`: hash in a thread of its own, where cores would be idle.
         """
-        digest = new_hash()
-        ring = _Ring()
+        digest, ring, end = new_hash(), _Ring(), 0
         with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+            writeback = EarlyWriteback(file.fileno())
             for segment in segments:
                 chunks = (
                     [np.frombuffer(segment, np.uint8)] if isinstance(segment, bytes) else self.windows(segment, ring)
@@ -174,6 +174,8 @@ class Mover:
                     elif self.hashed:
                         self.sources.beside(digest, chunk)
                     _write_all(file.fileno(), chunk)
+                    end += len(chunk)
+                    writeback.reached(end)
                     if shown:
                         shown.add(len(chunk), path.name)
         return digest.hexdigest() if self.hashed else None
@@ -181,6 +183,7 @@ class Mover:
     def fill(self, path: Path, tensors: dict[int, Filled], shown: Progress | None = None) -> dict[int, int]:
         """Fill the holes of a file that is there already, tensors by byte offset; returns the CRC-32 of each."""
         crcs, ring, descriptor = dict.fromkeys(tensors, 0), _Ring(), os.open(path, os.O_WRONLY)
+        writeback = EarlyWriteback(descriptor)
         try:
             for start, filled in tensors.items():
                 at = start
@@ -188,6 +191,7 @@ class Mover:
                     crcs[start] = zlib.crc32(chunk.data, crcs[start])
                     _write_all(descriptor, chunk, at)
                     at += len(chunk)
+                    writeback.reached(at)
                     if shown:
                         shown.add(len(chunk), path.name)
         finally:
