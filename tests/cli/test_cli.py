@@ -37,6 +37,22 @@ def test_each_help_has_an_example(name: str) -> None:
     assert "--log FILE" in shown
 
 
+def test_a_command_that_ends_looks_for_no_garbage() -> None:
+    code = """
+import gc, sys
+from llmpipe.cli import main
+class Garbage:
+    def __init__(self): self.itself = self
+    def __del__(self): print("found")
+gc.disable()
+Garbage()
+sys.argv = ["llmpipe", "--version"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("llmpipe") and "found" not in done.stdout
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from llmpipe.cli import COMMANDS, group\n"

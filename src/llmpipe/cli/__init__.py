@@ -1,6 +1,8 @@
 """The llmpipe command: a lazy group, so that --help is instant; one file per command, torch imported in bodies."""
 
+import atexit
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -92,6 +94,7 @@ def main() -> None:
     """The entry point: a UserError becomes one line on stderr and in the log, and exit status 1."""
     # Threads that spin while they wait take the cores from other processes: evaluate was eight times slower beside one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    atexit.register(gc.freeze)  # else the last of Python's work is half a second of looking for garbage in all of torch
     try:
         group.main(prog_name="llmpipe", standalone_mode=True)
     except UserError as error:
