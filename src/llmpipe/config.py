@@ -60,6 +60,9 @@ class Corpus:
     """chat: the keys of a row's texts, as {user: question, assistant: answer, system: rules}, or of a list of turns, as
     {messages: dialog, role: speaker, content: text}; left out, rows are of a known kind. Or EasyLM's grammar, as
     "[question+prompt],answer"."""
+    labels: bool | None = None
+    """tokens: rows have labels, so that the dataset has roles, which the workflow then knows of; left out, the first
+    row tells."""
     template: str | None = None
     """chat: how conversations are written down: chatml, chatml_openai, llama2, llama3, mistral, plain; left out, by the
     tokenizer's own template."""
@@ -80,10 +83,17 @@ class Corpus:
         for name in ("fields", "template", "max_length"):
             if getattr(self, name) and self.kind != "chat":
                 raise UserError(f"{name} is for chats, and this corpus has kind: {self.kind}; say kind: chat")
+        if self.labels is not None and self.kind != "tokens":
+            raise UserError(f"labels is for rows of tokens, and this corpus has kind: {self.kind}; say kind: tokens")
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length is {self.max_length}, but has to be 2 or more")
         if self.parts < 1:
             raise UserError(f"parts is {self.parts}, but has to be 1 or more")
+
+    @property
+    def has_roles(self) -> bool:
+        """Whether its dataset has a file of roles, as far as is said here."""
+        return self.kind == "chat" or bool(self.labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

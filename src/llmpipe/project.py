@@ -24,7 +24,7 @@ from llmpipe.yaml_file import build, load
 CONFIG = Path("config")
 DATASET = (".bin", ".idx", ".manifest.json")
 ROLES = (".roles.bin", ".roles.idx")
-"""What a corpus of chats has besides."""
+"""What a corpus of chats, or of tokens with labels, has besides."""
 
 
 def names(kind: str) -> list[str]:
@@ -131,18 +131,18 @@ def corpus_files(name: str, there: Callable[[str], bool]) -> list[str]:
     return found
 
 
-def corpora(parted: bool, chat: bool) -> list[str]:
-    """The corpora that are tokenized in several jobs, or in one, of chats, or not.
+def corpora(parted: bool, roles: bool) -> list[str]:
+    """The corpora that are tokenized in several jobs, or in one, with roles, or without.
 
     Wrong files are among those of text in one job: they are told when they are asked for.
     """
-    return [name for name in names("corpora") if _kind(name) == (parted, chat)]
+    return [name for name in names("corpora") if _kind(name) == (parted, roles)]
 
 
 def _kind(name: str) -> tuple[bool, bool]:
     try:
         found = corpus(name)
-        return found.parts > 1, found.kind == "chat"
+        return found.parts > 1, found.has_roles
     except UserError:
         return False, False
 
@@ -166,7 +166,7 @@ def part_files(model_name: str, corpus_name: str) -> list[str]:
 
 
 def _suffixes(corpus_name: str) -> tuple[str, ...]:
-    return DATASET + ROLES if corpus(corpus_name).kind == "chat" else DATASET
+    return DATASET + ROLES if corpus(corpus_name).has_roles else DATASET
 
 
 def check_run(name: str, there: Callable[[str], bool]) -> None:

@@ -77,6 +77,10 @@ def test_parts_merged_are_the_single_run(tmp_path: Path, tokenizer_dir: Path, mi
     parts = sorted(tmp_path.glob("c.part-*.idx"), reverse=True)
     merge(*(path.with_suffix("") for path in parts), "--output", tmp_path / "merged")
     assert files(tmp_path / "merged") == files(tmp_path / "single")
+    assert [*tmp_path.glob("c.part-*.rejects.jsonl")]
+    merge(*(path.with_suffix("") for path in parts), "--output", tmp_path / "merged", "--remove-rejects")
+    assert files(tmp_path / "merged") == files(tmp_path / "single")
+    assert not [*tmp_path.glob("c.part-*.rejects.jsonl")]
     rejects = [json.loads(line) for line in (tmp_path / "single.rejects.jsonl").read_text().splitlines()]
     assert [(entry["file"], entry["line"]) for entry in rejects] == [
         (str(mixed / "a.jsonl"), 10), (str(mixed / "b.jsonl.gz"), 10), (str(mixed / "c.json"), 10)

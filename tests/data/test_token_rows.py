@@ -98,6 +98,14 @@ def test_labels_that_come_late(tmp_path: Path, tokenizer_dir: Path) -> None:
     assert refused(*tokenize(source, tokenizer_dir)).endswith("line 2 has labels, but the corpus's first row has none")
 
 
+@pytest.mark.parametrize(("labels", "row"), [("true", ROWS[0] | {"labels": None}), ("false", ROWS[0])])
+def test_labels_are_as_the_corpus_file_says(tmp_path: Path, tokenizer_dir: Path, labels: str, row: Any) -> None:
+    source = write(tmp_path / "c.jsonl", [row])
+    (tmp_path / "c.yaml").write_text(f"files: [{source}]\nkind: tokens\nlabels: {labels}\n")
+    told = refused(tmp_path / "c.yaml", "--tokenizer", tokenizer_dir, "--output", tmp_path / "out")
+    assert f"but the corpus says labels: {labels}: mend" in told
+
+
 def test_bos_does_not_go_with_tokens(tmp_path: Path, tokenizer_dir: Path) -> None:
     source = write(tmp_path / "c.jsonl", ROWS)
     found = refused(*tokenize(source, tokenizer_dir), "--bos")

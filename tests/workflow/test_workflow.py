@@ -185,6 +185,21 @@ def test_chats_have_roles_in_one_job_and_in_parts(project: Path, snakemake: Snak
 
 
 @pytest.mark.usefixtures("inputs")
+def test_tokens_with_labels_have_roles(project: Path, snakemake: Snakemake) -> None:
+    run = project / "config/runs/llama2_7b.yaml"
+    run.write_text(run.read_text().replace("{text:", "{ids:"))
+    roles = "results/models/llama2_7b/corpora/ids.roles.bin"
+    for labels, there in (("true", True), ("false", False)):
+        (project / "config/corpora/ids.yaml").write_text(
+            f"files: [data/corpus.jsonl]\nkind: tokens\nlabels: {labels}\nparts: 2\n"
+        )
+        done = snakemake("-n", "-p", "finetune_llama2_7b")
+        assert done.returncode == 0 and (roles in done.stdout) is there, done.stdout
+        assert ("ids.part-2-of-2.roles.idx" in done.stdout) is there
+    assert " --output results/models/llama2_7b/corpora/ids --remove-rejects " in done.stdout
+
+
+@pytest.mark.usefixtures("inputs")
 def test_a_corpus_of_names_with_stars(project: Path, snakemake: Snakemake) -> None:
     corpus = project / "config/corpora/text.yaml"
     corpus.write_text(corpus.read_text().replace("[data/corpus.jsonl]", '["data/part-*.jsonl"]'))

@@ -1,7 +1,7 @@
 # The text: tokens are a model's, because its tokenizer makes them. A corpus with `parts:` is tokenized by as many jobs.
-# Chats also have roles; the rules that make them are the same otherwise.
-WHOLE, PARTED = (project.corpora(parted, chat=False) for parted in (False, True))
-CHATS, PARTED_CHATS = (project.corpora(parted, chat=True) for parted in (False, True))
+# Chats, and tokens with labels, also have roles; the rules that make them are the same otherwise.
+WHOLE, PARTED = (project.corpora(parted, roles=False) for parted in (False, True))
+CHATS, PARTED_CHATS = (project.corpora(parted, roles=True) for parted in (False, True))
 
 
 rule tokenize:
@@ -101,7 +101,7 @@ rule merge_parts:
         parts=by("model corpus", project.part_prefixes),
         prefix=subpath(output.bin, strip_suffix=".bin"),
     shell:
-        "llmpipe merge {params.parts} --output {params.prefix} --log {log}"
+        "llmpipe merge {params.parts} --output {params.prefix} --remove-rejects --log {log}"
 
 
 use rule merge_parts as merge_chat_parts with:

@@ -12,8 +12,11 @@ from llmpipe.cli import with_log
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="The checkpoint, or the dataset's prefix."
 )
+@click.option(
+    "--remove-rejects", is_flag=True, help="Remove the datasets' .rejects.jsonl: the joined one has their lines."
+)
 @with_log
-def command(sources: tuple[Path, ...], output: Path) -> None:
+def command(sources: tuple[Path, ...], output: Path, remove_rejects: bool) -> None:
     """Merge rank files of any layout into a checkpoint, or datasets, given by their prefixes, into one.
 
     All parts of a corpus (tokenize --part) become what tokenizing it at once makes, in whatever order they are given.
@@ -28,7 +31,7 @@ def command(sources: tuple[Path, ...], output: Path) -> None:
     if all(prefix.with_name(prefix.name + ".idx").is_file() for prefix in prefixes):
         from llmpipe.data.join import join
 
-        join(prefixes, output)
+        join(prefixes, output, remove_rejects)
         return
     if len(sources) != 1:
         raise UserError(

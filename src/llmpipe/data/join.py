@@ -11,7 +11,7 @@ import numpy as np
 from llmpipe.data import manifest
 from llmpipe.data.indexed import Reader, Writer
 from llmpipe.data.join_parts import counts, join_rejects, joined_parts, rules
-from llmpipe.data.manifest import bin_path, idx_path, suffixed
+from llmpipe.data.manifest import bin_path, idx_path, rejects_path, suffixed
 from llmpipe.errors import UserError
 from llmpipe.files import CHUNK_BYTES
 from llmpipe.progress import Progress, progress
@@ -19,10 +19,11 @@ from llmpipe.progress import Progress, progress
 log = logging.getLogger(__name__)
 
 
-def join(sources: list[Path], output: Path) -> None:
+def join(sources: list[Path], output: Path, remove_rejects: bool = False) -> None:
     """Join datasets, in the order given, into one; all parts of one corpus in their own order, as if there were none.
 
     UserError if they were made by different tokenizers, or if parts are missing or of different corpora.
+    `remove_rejects`: the sources' lists of bad rows are removed once the joined one is there.
     """
     manifests = [manifest.read(source) for source in sources]
     if any(facts and "part" in facts for facts in manifests):
@@ -37,6 +38,8 @@ def join(sources: list[Path], output: Path) -> None:
         manifest.write(output, facts)
     else:
         log.warning("%s gets no manifest: not all of its sources have one", output)
+    for source in sources if remove_rejects else ():
+        rejects_path(source).unlink(missing_ok=True)
 
 
 def lay_end_to_end(sources: list[Path], output: Path) -> None:

@@ -4,6 +4,7 @@ The ids are taken as they are: no BOS or EOS is added. `labels` are as Hugging F
 ids. Tokens with an attention_mask of 0, which is padding, are left out.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from llmpipe.data.readers.block import BadRow
 from llmpipe.data.roles import ASSISTANT, USER
 from llmpipe.data.tokenizers.base import Tokenizer
 from llmpipe.errors import UserError
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100
 IDS, LABELS, MASK = "input_ids", "labels", "attention_mask"
@@ -34,11 +37,19 @@ class TokenEncoder:
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer):
         if corpus.bos:
             raise UserError("bos: true does not go with kind: tokens, which are taken as they are")
-        self.vocab_size = tokenizer.vocab_size
+        self.vocab_size, self.said = tokenizer.vocab_size, corpus.labels
 
     def look_at(self, row: Any) -> None:
-        """Whether the corpus has labels is what its first row says."""
+        """Whether the corpus has labels is what its first row says; UserError if the corpus file says otherwise."""
         self.has_roles = isinstance(row, dict) and row.get(LABELS) is not None
+        if self.said is not None and self.said != self.has_roles:
+            found = "has" if self.has_roles else "has no"
+            raise UserError(
+                f"the corpus's first row {found} {LABELS}, but the corpus says labels: {str(self.said).lower()}: mend"
+                " one of them"
+            )
+        if self.has_roles and self.said is None:
+            log.info("rows have labels; in a project's corpus file, labels: true declares the roles to the workflow")
 
     def encode(self, rows: list[Any]) -> list[list[Row] | BadRow]:
         return [self._checked(row) for row in rows]
