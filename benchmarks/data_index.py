@@ -110,7 +110,7 @@ def measure_reads(work: Path, num_tokens: int, reads: int, rounds: int) -> dict[
             len(theirs._query_document_sample_shuffle_indices(i)[0]) for i in wanted.tolist()
         ],
         "llmpipe, one by one": lambda: [len(ours[i][0]) for i in wanted.tolist()],
-        f"llmpipe, batches of {BATCH}": lambda: [len(ours.read(batch)[0]) for batch in batches],
+        f"llmpipe, batches of {BATCH}": lambda: [len(ours.read(batch)) for batch in batches],
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

@@ -26,8 +26,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, list[int]]:
-        return np.array(self.rows[index][0]), self.rows[index][1]
+    def read(self, indices: np.ndarray) -> list[tuple[np.ndarray, list[int]]]:
+        return [(np.array(self.rows[index][0]), self.rows[index][1]) for index in indices]
 
 
 # seq_len 4; a document starts at 2, none, at the last label (4), at 1 and 3
@@ -48,6 +48,18 @@ def test_crossing_documents_keeps_rows_apart_only() -> None:
     batch = Loader(ROWS, 4, 4, 2, 1, 0, isolate_documents=False).step(0)  # type: ignore[arg-type]
     assert batch.weights.tolist() == torch.ones(2, 2, 4).tolist()
     assert batch.cu_seqlens.tolist() == [[0, 4, 8], [0, 4, 8]]
+
+
+def test_a_step_reads_all_its_rows_in_one_call() -> None:
+    asked = []
+
+    class Noted(Rows):
+        def read(self, indices: np.ndarray) -> list[tuple[np.ndarray, list[int]]]:
+            asked.append(indices.tolist())
+            return super().read(indices)
+
+    Loader(Noted(*ROWS.rows), 4, 4, 1, 2, 1).step(0)  # type: ignore[arg-type]
+    assert asked == [[2, 3]]
 
 
 def test_any_split_gives_the_same_global_batch(tmp_path: Path) -> None:

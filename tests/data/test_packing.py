@@ -96,6 +96,24 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
     assert exact.weights.tolist() == [0, 1, 1, 0, 1]
 
 
+def test_many_rows_are_their_chats(tmp_path: Path) -> None:
+    """Also over the end of an epoch, in any order and more than once; the part does not start with the first chat."""
+    roles = some_chats(60, 20)
+    documents = chats(tmp_path / "d", roles)
+    samples = ChatSamples(tmp_path / "d", [1, 2, 0], "validation", 20, 100, 5, scalar_loss_mask=0.5)
+    part, weight_of = range(20, 60), [0.5, 0.5, 1.0, 0.0]
+    epochs = [pack(np.array([len(roles[i]) for i in part]), 20, 5, epoch) for epoch in range(2)]
+    wanted = [len(epochs[0]) + 3, 0, len(epochs[0]) - 1, len(epochs[0]), 0]
+    for index, row in zip(wanted, samples.read(np.array(wanted)), strict=True):
+        packed = [part[chat] for chat in (epochs[0] + epochs[1])[index]]
+        room = 20 - sum(len(documents[chat]) - 1 for chat in packed)
+        assert row.tokens.tolist() == [t for chat in packed for t in documents[chat][:-1]] + [0] * room
+        assert row.labels.tolist() == [t for chat in packed for t in documents[chat][1:]] + [0] * room
+        assert row.weights.tolist() == [weight_of[r] for chat in packed for r in roles[chat][1:]] + [0] * room
+        ends = np.cumsum([len(documents[chat]) - 1 for chat in packed]).tolist()
+        assert row.starts == (ends if room else ends[:-1])
+
+
 def test_batches_by_hand(tmp_path: Path) -> None:
     """Without packing a micro-batch is as long as its longest chat, rounded up; attention knows every border."""
     chats(tmp_path / "d", [[1, 2, 2, 2, 2, 2], [1, 2]])

@@ -83,7 +83,7 @@ class Loader:
     def step(self, step: int) -> Batch:
         """The batch of optimizer step `step`, counted from 0."""
         start = step * self.global_batch + self.first
-        rows = [self._row(index) for index in range(start, start + self.per_rank)]
+        rows = [self._row(found) for found in self.blend.read(np.arange(start, start + self.per_rank))]
         groups = [rows[first : first + self.micro_batch] for first in range(0, len(rows), self.micro_batch)]
         lengths = [self._length(group) for group in groups]
         cu_seqlens = _cu_seqlens([self._starts(*pair) for pair in zip(groups, lengths, strict=True)])
@@ -94,8 +94,7 @@ class Loader:
 
         return Batch(table("tokens"), table("labels"), table("weights"), cu_seqlens, tuple(lengths))
 
-    def _row(self, index: int) -> Row:
-        found = self.blend[index]
+    def _row(self, found: Row | tuple[NDArray[np.int64], list[int]]) -> Row:
         row = found if isinstance(found, Row) else window(found[0], found[1] if self.isolate_documents else [])
         return row if self.isolate_documents else replace(row, starts=[])
 

@@ -72,6 +72,7 @@ class ChatSamples:
         self.part = part_of(self.reader, split, part)
         lengths = self.reader.lengths[self.part.start : self.part.stop]
         check_fit(prefix, lengths, seq_len)
+        self._firsts, self._sizes = self.reader.starts[self.part.start : self.part.stop], lengths - 1
         self._rows = lru_cache(maxsize=2)(lambda epoch: pack(lengths, seq_len, seed, epoch, packing))
         self.rows_per_epoch = len(self._rows(0))
         self.packing = packing
@@ -81,17 +82,32 @@ class ChatSamples:
 
     def __getitem__(self, index: int) -> Row:
         """Row `index`, counted over all epochs."""
-        epoch, number = divmod(int(index), self.rows_per_epoch)
-        chats = [self._chat(self.part.start + chat) for chat in self._rows(epoch)[number]]
-        tokens, labels, weights = (np.concatenate(arrays) for arrays in zip(*chats, strict=True))
-        starts = np.cumsum([len(chat[0]) for chat in chats]).tolist()
-        return filled(Row(tokens, labels, weights, starts[:-1]), self.seq_len if self.packing else len(tokens))
+        return self.read(np.array([index]))[0]
 
-    def _chat(self, document: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """A chat's tokens, labels and weights: a label counts as its own role says."""
-        tokens = self.reader.read(document).astype(np.int64)
-        weights = loss_weights(self.roles.read(document), self.scalar_loss_mask)
-        return tokens[:-1], tokens[1:], weights[1:]
+    def read(self, indices: NDArray[np.int64]) -> list[Row]:
+        """Several rows: the chats of all of them are looked up at once. A label counts as its own role says."""
+        rows = [np.array(self._chats(index)) for index in indices.tolist()]
+        places = self._places(np.concatenate(rows))
+        tokens, labels = (self.reader.tokens[at].astype(np.int64) for at in (places, places + 1))
+        weights = loss_weights(self.roles.tokens[places + 1], self.scalar_loss_mask)
+        found, start = [], 0
+        for row in rows:
+            *starts, length = np.cumsum(self._sizes[row]).tolist()
+            own, start = slice(start, start + length), start + length
+            full = self.seq_len if self.packing else length
+            found.append(filled(Row(tokens[own], labels[own], weights[own], starts), full))
+        return found
+
+    def _chats(self, index: int) -> list[int]:
+        """The chats of a row, counted from the part's first."""
+        epoch, number = divmod(index, self.rows_per_epoch)
+        return self._rows(epoch)[number]
+
+    def _places(self, chats: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in the .bin the tokens of chats are, end to end, without the last of each, which is a label only."""
+        sizes = self._sizes[chats]
+        ends = np.cumsum(sizes)
+        return np.repeat(self._firsts[chats] - (ends - sizes), sizes) + np.arange(ends[-1])
 
 
 def filled(row: Row, length: int) -> Row:

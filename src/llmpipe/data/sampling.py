@@ -67,15 +67,15 @@ class Samples:
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int64], list[int]]:
         """The seq_len + 1 tokens of a sample, and the positions in it, but 0, at which a document starts."""
-        tokens, boundaries = self.read(np.array([index]))
-        return tokens[0], boundaries[0]
+        return self.read(np.array([index]))[0]
 
-    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[list[int]]]:
-        """(n, seq_len + 1) tokens of several samples, and for each what `__getitem__` says of its documents."""
+    def read(self, indices: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], list[int]]]:
+        """What `__getitem__` gives of each of several samples."""
         reader = self.reader
         index = self.document_index, self.sample_index.reshape(-1), self.shuffle_index
         tokens, starts, ends = helpers.read_samples(reader.tokens, reader.starts, *index, indices, self.seq_len)
-        return tokens, [starts[first:last].tolist() for first, last in pairwise([0, *ends.tolist()])]
+        bounds = pairwise([0, *ends.tolist()])
+        return [(row, starts[first:last].tolist()) for row, (first, last) in zip(tokens, bounds, strict=True)]
 
 
 class Blend:
@@ -114,18 +114,15 @@ class Blend:
         """What the datasets give: `Samples` a tuple."""
         return self.datasets[self.dataset_index[index]][self.dataset_sample_index[index]]
 
-    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[list[int]]]:
-        """As `Samples`, where all datasets are of that kind."""
-        if len(self.datasets) == 1:
-            return self.datasets[0].read(self.dataset_sample_index[indices])
-        tokens: NDArray[np.int64] = np.empty((len(indices), self.datasets[0].seq_len + 1), np.int64)
-        boundaries: list[list[int]] = [[]] * len(indices)
-        for number in np.unique(self.dataset_index[indices]).tolist():
-            places = np.flatnonzero(self.dataset_index[indices] == number)
-            tokens[places], found = self.datasets[number].read(self.dataset_sample_index[indices[places]])
-            for place, starts in zip(places.tolist(), found, strict=True):
-                boundaries[place] = starts
-        return tokens, boundaries
+    def read(self, indices: NDArray[np.int64]) -> list[Any]:
+        """What `__getitem__` gives of each of several samples; each dataset reads its own in one call."""
+        numbers, samples = self.dataset_index[indices], self.dataset_sample_index[indices]
+        found: list[Any] = [None] * len(indices)
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
+            for place, one in zip(places.tolist(), self.datasets[number].read(samples[places]), strict=True):
+                found[place] = one
+        return found
 
 
 def _normalized(weights: list[float], num_samples: int) -> tuple[list[int], NDArray[np.float64]]:
