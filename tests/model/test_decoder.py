@@ -11,8 +11,7 @@ from llmpipe.inference.forward import Engine
 from llmpipe.layout import Layout, Stages
 from llmpipe.model.attention import Packed
 from llmpipe.model.decoder import Decoder
-from llmpipe.model.loss import cross_entropy
-from llmpipe.parallel.groups import TensorParallel, make_groups
+from llmpipe.parallel.groups import make_groups
 from llmpipe.parallel.processes import run_ranks
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -119,38 +118,3 @@ def test_positions_start_anew_in_each_document() -> None:
     assert packed.positions(9).tolist() == [0, 1, 2, 0, 0, 1, 2, 3, 4]
     assert packed.bounds == [0, 3, 4, 9]
     assert packed.longest == 5
-
-
-def test_cross_entropy_is_torchs() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(7, 11, requires_grad=True)
-    twin = logits.detach().clone().requires_grad_()
-    labels, weights = torch.randint(0, 11, (7,)), torch.rand(7)
-    ours = cross_entropy(logits, labels, TensorParallel(), 0)
-    theirs = torch.nn.functional.cross_entropy(twin, labels, reduction="none")
-    torch.testing.assert_close(ours, theirs)
-    (ours * weights).sum().backward()
-    (theirs * weights).sum().backward()
-    torch.testing.assert_close(logits.grad, twin.grad)
-
-
-def split_cross_entropy() -> tuple[torch.Tensor, torch.Tensor]:
-    groups = make_groups(Layout(tp=2, gpus_per_node=2, device="cpu").resolved(), torch.device("cpu"))
-    torch.manual_seed(0)
-    full, labels = torch.randn(7, 11), torch.randint(0, 11, (7,))
-    rows = slice(0, 6) if groups.at.tp == 0 else slice(6, 11)
-    logits = full[:, rows].clone().requires_grad_()
-    losses = cross_entropy(logits, labels, groups.tp, rows.start)
-    losses.sum().backward()
-    return losses.detach().numpy(), logits.grad.numpy()
-
-
-def test_cross_entropy_over_a_split_vocabulary() -> None:
-    torch.manual_seed(0)
-    full, labels = torch.randn(7, 11).requires_grad_(), torch.randint(0, 11, (7,))
-    expected = torch.nn.functional.cross_entropy(full, labels, reduction="none")
-    expected.sum().backward()
-    (first, left), (second, right) = run_ranks(split_cross_entropy, 2)
-    for losses in (first, second):
-        torch.testing.assert_close(torch.from_numpy(losses), expected.detach())
-    torch.testing.assert_close(torch.cat([torch.from_numpy(left), torch.from_numpy(right)], dim=1), full.grad)

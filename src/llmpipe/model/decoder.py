@@ -12,7 +12,7 @@ from llmpipe.families import ONE_STAGE, Shape
 from llmpipe.layout import Stages, chunk
 from llmpipe.model.attention import Packed
 from llmpipe.model.layer import Layer, norm_of
-from llmpipe.model.loss import cross_entropy
+from llmpipe.model.loss import Rows, linear_cross_entropy
 from llmpipe.model.rope import rope_table
 from llmpipe.parallel.groups import TensorParallel
 from llmpipe.parallel.tensor import Weight, column_linears, vocab_embedding
@@ -66,11 +66,11 @@ class Decoder(nn.Module):
         x = self._through_layers(x, packed, run)
         if not (self.is_last and run == len(self.runs) - 1):
             return x
-        (logits,) = column_linears(self.norm(x), self.tp, self.head)  # (N/tp, H) → (N, V/tp)
+        x = self.norm(x)  # (N/tp, H)
         if labels is None or weights is None:
-            return logits
-        losses = cross_entropy(logits, labels, self.tp, self.first_row)  # (N,)
-        return (losses * weights).sum(dim=0, keepdim=True)
+            return column_linears(x, self.tp, self.head)[0]  # (N, V/tp)
+        rows = Rows(self.tp, self.shape.vocab, self.first_row)
+        return linear_cross_entropy(x, self.head.weight, labels, weights, rows)  # (1,)
 
     def _through_layers(self, x: torch.Tensor, packed: Packed, run: int) -> torch.Tensor:
         """(N/tp, H) → (N/tp, H)."""

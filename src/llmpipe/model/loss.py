@@ -1,46 +1,122 @@
-"""Cross-entropy over a vocabulary that is split over tp ranks, without gathering the logits.
+"""Linear cross-entropy over a vocabulary that is split over tp ranks: the head's product and the loss, chunk by chunk.
 
-N tokens, V/tp this rank's true vocabulary rows (the last rank may have fewer: nothing is padded).
+Neither tokens x vocabulary logits nor their gradient are ever held: a chunk's are made, used and dropped, and the
+gradients of hidden states and head are summed up in the same pass (as Liger's, arXiv:2410.10989).
+
+N tokens, n of a chunk, H hidden, V/tp this rank's true vocabulary rows (the last rank may have fewer: nothing is
+padded).
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
+from llmpipe.parallel.collectives import all_gather_rows, reduce_scatter_rows
 from llmpipe.parallel.groups import TensorParallel
 
+CHUNK_LOGITS = 1 << 27
+"""Logits of a chunk on one rank. Each chunk reads and writes the head's gradient once, so many small ones are slow."""
 
-class _CrossEntropy(torch.autograd.Function):
-    """ℓ = log Σ exp(z) − z[label]: two small reductions, of the maximum, then of (Σ exp, z[label]) together."""
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """This rank's rows of a vocabulary."""
+
+    tp: TensorParallel
+    vocab: int
+    first: int
+
+    def chunks(self, num_local_tokens: int) -> Iterator[slice]:
+        """Runs of a rank's N/tp tokens, the same on all ranks, each of which takes part in each chunk."""
+        most_rows = -(-self.vocab // self.tp.size)
+        size = max(1, CHUNK_LOGITS // (most_rows * self.tp.size))
+        size -= size % 128 if size > 128 else 0  # whole tiles of a matrix product
+        for start in range(0, num_local_tokens, size):
+            yield slice(start, min(start + size, num_local_tokens))
+
+    def of_chunk(self, values: torch.Tensor, chunk: slice) -> torch.Tensor:
+        """(N,) → (n,) of the tokens that a gathered chunk holds: each rank's in turn."""
+        return values.view(self.tp.size, -1)[:, chunk].flatten()
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, tp: TensorParallel, first_row: int
+        ctx: Any,
+        x: torch.Tensor,
+        head: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+        rows: Rows,
+        with_grad: bool,
     ) -> torch.Tensor:
-        highest = logits.amax(dim=-1)  # (N,)
-        if tp.size > 1:
-            dist.all_reduce(highest, dist.ReduceOp.MAX, group=tp.group)
-        shifted = logits - highest[:, None]  # (N, V/tp)
-        rows = labels - first_row
-        own = (rows >= 0) & (rows < logits.shape[-1])  # is this token's label one of this rank's rows?
-        rows = rows.masked_fill(~own, 0)
-        at_label = shifted.gather(1, rows[:, None])[:, 0] * own  # (N,)
-        exponentials = shifted.exp_()
-        sums = torch.stack([exponentials.sum(dim=-1), at_label])  # (2, N)
-        if tp.size > 1:
-            dist.all_reduce(sums, group=tp.group)
-        ctx.save_for_backward(exponentials.div_(sums[0][:, None]), rows, own)
-        return sums[0].log() - sums[1]
+        total = torch.zeros(1, device=x.device)
+        grad_x = torch.empty_like(x) if with_grad else None
+        grad_head: torch.Tensor | None = None
+        for chunk in rows.chunks(x.shape[0]):
+            full = all_gather_rows(x[chunk], rows.tp)  # (n, H)
+            chunk_labels, chunk_weights = rows.of_chunk(labels, chunk), rows.of_chunk(weights, chunk)  # (n,)
+            loss, grad_logits = _of_chunk(full, head, chunk_labels, chunk_weights, rows, with_grad)
+            total += loss
+            if grad_x is None or grad_logits is None:
+                continue
+            grad_x[chunk] = reduce_scatter_rows(grad_logits @ head, rows.tp)
+            if ctx.needs_input_grad[1]:
+                grad_head = _add_product(grad_head, grad_logits, full)  # (V/tp, H)
+            del grad_logits  # before the next chunk's
+        ctx.save_for_backward(grad_x, grad_head if grad_head is None else grad_head.to(head.dtype))
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        softmax, rows, own = ctx.saved_tensors
-        grad_logits = softmax * grads[0][:, None]  # (N, V/tp)
-        grad_logits.scatter_add_(1, rows[:, None], -(grads[0] * own)[:, None])
-        return grad_logits, None, None, None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # Not in place: a zero-bubble schedule runs this twice, for the input and for the weights.
+        grad_x, grad_head = (saved if saved is None else saved * grads[0][0] for saved in ctx.saved_tensors)
+        return grad_x, grad_head, None, None, None, None
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, tp: TensorParallel, first_row: int) -> torch.Tensor:
-    """(N, V/tp) logits of any dtype, (N,) labels → (N,) losses in fp32."""
-    return _CrossEntropy.apply(logits.float(), labels, tp, first_row)  # type: ignore[return-value]
+def _of_chunk(
+    full: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, rows: Rows, with_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Σ weights·ℓ, (), and its gradient by the logits, (n, V/tp), of full (n, H), labels and weights (n,).
+
+    ℓ = log Σ exp(z) − z[label]: two small reductions over tp, of the maximum, then of (Σ exp, z[label]) together.
+    """
+    logits = F.linear(full, head).float()  # (n, V/tp), from here on changed in its place
+    highest = logits.amax(dim=-1)  # (n,)
+    if rows.tp.size > 1:
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=rows.tp.group)
+    logits -= highest[:, None]
+    at = labels - rows.first
+    own = (at >= 0) & (at < logits.shape[-1])  # is this token's label one of this rank's rows?
+    at = at.masked_fill(~own, 0)[:, None]
+    at_label = logits.gather(1, at)[:, 0] * own  # (n,)
+    logits.exp_()
+    sums = torch.stack([logits.sum(dim=-1), at_label])  # (2, n)
+    if rows.tp.size > 1:
+        dist.all_reduce(sums, group=rows.tp.group)
+    loss = (sums[0].log() - sums[1]) @ weights
+    if not with_grad:
+        return loss, None
+    logits.mul_((weights / sums[0])[:, None])  # the softmax, weighted
+    return loss, logits.scatter_add_(1, at, -(weights * own)[:, None]).to(full.dtype)
+
+
+def _add_product(total: torch.Tensor | None, grad_logits: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    """total + grad_logitsᵀ · full, (V/tp, H), in fp32 from the second chunk on: sums of many in bf16 lose bits."""
+    if total is None:
+        return grad_logits.t() @ full
+    if total.dtype == full.dtype == torch.float32:
+        return total.addmm_(grad_logits.t(), full)
+    return total.float().add_(grad_logits.t() @ full)
+
+
+def linear_cross_entropy(
+    x: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, rows: Rows
+) -> torch.Tensor:
+    """x (N/tp, H), head (V/tp, H), labels and weights (N,) → Σ weights·ℓ of all N tokens, (1,) in fp32."""
+    with_grad = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad)
+    return _LinearCrossEntropy.apply(x, head, labels, weights, rows, with_grad)  # type: ignore[return-value]

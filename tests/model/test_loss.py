@@ -1,0 +1,146 @@
+"""The linear cross-entropy against torch's, split over chunks and ranks, and the memory that it takes."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from llmpipe.layout import Layout
+from llmpipe.model import loss
+from llmpipe.model.loss import Rows, linear_cross_entropy
+from llmpipe.parallel.groups import TensorParallel, make_groups
+from llmpipe.parallel.processes import run_ranks
+
+TOKENS, HIDDEN, VOCAB = 24, 8, 11
+FEW = [10_000, 11 * 5, 1]  # logits in a chunk: all, five tokens', one token's
+
+
+def given() -> tuple[torch.Tensor, ...]:
+    """Hidden states, head, labels, weights."""
+    generator = torch.Generator().manual_seed(0)
+    x, head = torch.randn(TOKENS, HIDDEN, generator=generator), torch.randn(VOCAB, HIDDEN, generator=generator)
+    labels = torch.randint(VOCAB, (TOKENS,), generator=generator)
+    return x, head, labels, torch.rand(TOKENS, generator=generator)
+
+
+def expected(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    """Σ weights·ℓ by torch, times 3, and the gradients of hidden states and head."""
+    x, head, labels, weights = given()
+    x, head = x.to(dtype).requires_grad_(), head.to(dtype).requires_grad_()
+    total = (F.cross_entropy(x @ head.t(), labels, reduction="none") * weights).sum()
+    (3 * total).backward()
+    return total.detach(), x.grad, head.grad
+
+
+def assert_close(found: torch.Tensor, reference: torch.Tensor, tolerance: float) -> None:
+    assert (found - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+@pytest.mark.parametrize("chunk_logits", FEW)
+def test_loss_and_gradients_are_torchs(chunk_logits: int, monkeypatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk_logits)
+    x, head, labels, weights = given()
+    x.requires_grad_()
+    head.requires_grad_()
+    total = linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), VOCAB, 0))
+    (3 * total).sum().backward()
+    for found, reference in zip((total, x.grad, head.grad), expected(), strict=True):
+        assert_close(found, reference, 1e-6)
+
+
+def split(chunk_logits: int, tp: int) -> list[Any]:
+    loss.CHUNK_LOGITS = chunk_logits  # of this forked process
+    groups = make_groups(Layout(tp=tp, gpus_per_node=tp, device="cpu").resolved(), torch.device("cpu"))
+    x, head, labels, weights = given()
+    each = -(-VOCAB // tp)
+    first, own = groups.at.tp * each, TOKENS // tp
+    head = head[first : first + each].clone().requires_grad_()
+    x = x[groups.at.tp * own : (groups.at.tp + 1) * own].clone().requires_grad_()
+    total = linear_cross_entropy(x, head, labels, weights, Rows(groups.tp, VOCAB, first))
+    (3 * total).sum().backward()
+    return [tensor.detach().numpy() for tensor in (total, x.grad, head.grad)]
+
+
+@pytest.mark.parametrize(("tp", "chunk_logits"), [(2, 10_000), (2, 6 * 4), (3, 4 * 9), (4, 1)])
+def test_split_vocabulary_and_split_sequence(tp: int, chunk_logits: int) -> None:
+    """The last rank has fewer rows, and a rank's last chunk fewer tokens."""
+    totals, of_x, of_head = zip(*run_ranks(split, tp, chunk_logits, tp), strict=True)
+    total, grad_x, grad_head = expected()
+    for found in totals:
+        assert_close(torch.from_numpy(found), total, 1e-6)
+    assert_close(torch.cat([torch.from_numpy(part) for part in of_x]), grad_x, 1e-6)
+    assert_close(torch.cat([torch.from_numpy(part) for part in of_head]), grad_head, 1e-6)
+
+
+def test_bf16_sums_the_heads_gradient_over_chunks_in_fp32(monkeypatch) -> None:
+    """Against fp64 from the same bf16 values: no worse than one product's own rounding, 2⁻⁸, however many chunks."""
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 1)
+    x, head = torch.ones(1000, 8, dtype=torch.bfloat16), torch.zeros(16, 8, dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.zeros(1000, dtype=torch.int64)
+    linear_cross_entropy(x, head, labels, torch.ones(1000), Rows(TensorParallel(), 16, 0)).sum().backward()
+    # With equal logits each token's gradient is 1/16 in every row, less 1 in the label's: 1000 of them are summed.
+    assert_close(head.grad[1:].double(), torch.full((15, 8), 1000 / 16, dtype=torch.float64), 2**-8)
+    assert_close(head.grad[:1].double(), torch.full((1, 8), -1000 * 15 / 16, dtype=torch.float64), 2**-8)
+
+
+def test_without_gradients_none_are_made() -> None:
+    x, head, labels, weights = given()
+    head.requires_grad_()
+    rows = Rows(TensorParallel(), VOCAB, 0)
+    with torch.no_grad():
+        total = linear_cross_entropy(x, head, labels, weights, rows)
+    assert not total.requires_grad
+    assert_close(total, expected()[0], 1e-6)
+    trained = linear_cross_entropy(x.requires_grad_(), head.detach(), labels, weights, rows)  # a frozen head
+    (3 * trained).sum().backward()
+    assert_close(x.grad, expected()[1], 1e-6)
+
+
+class Live(TorchDispatchMode):
+    """The bytes of all storages that were made under it and are alive, at their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self.known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def peak_bytes(tokens: int, vocab: int, hidden: int) -> int:
+    x, head = torch.randn(tokens, hidden, requires_grad=True), torch.randn(vocab, hidden, requires_grad=True)
+    labels, weights = torch.randint(vocab, (tokens,)), torch.ones(tokens)
+    with Live() as live:
+        linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), vocab, 0)).sum().backward()
+    return live.peak
+
+
+def test_memory_is_a_chunks_logits_beside_the_gradients(monkeypatch) -> None:
+    tokens, vocab, hidden, chunk = 2048, 4096, 4, 64
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk * vocab)
+    logits, gradients = 4 * chunk * vocab, 4 * (tokens + vocab) * hidden
+    peak = peak_bytes(tokens, vocab, hidden)
+    # The gradients twice while they are multiplied by the loss's own, and a few numbers for each token of a chunk.
+    assert logits < peak < 1.1 * (logits + 2 * gradients)
+    assert peak < 4 * tokens * vocab / 20
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", tokens * vocab)  # that this sees logits which are held
+    assert peak_bytes(tokens, vocab, hidden) > 4 * tokens * vocab
