@@ -30,8 +30,7 @@ class Rows {
   Byte* read(const Byte* lines, const Byte* end, Byte* out) {
     const Byte* const begin = out;
     offsets_.push_back(0);
-    int64_t number = 0;
-    for (const Byte *line = lines, *next; line != end; line = next, ++number) {
+    for (const Byte *line = lines, *next; line != end; line = next, ++count_) {
       json::Scanner scanner(line, end);
       scanner.skip_spaces();
       if (scanner.at_line_end()) {
@@ -44,7 +43,7 @@ class Rows {
       } else {
         const void* const found = std::memchr(line, '\n', static_cast<size_t>(end - line));
         next = found ? static_cast<const Byte*>(found) + 1 : end;
-        odd_.insert(odd_.end(), {static_cast<int64_t>(offsets_.size()) - 1, number, line - lines, next - lines});
+        odd_.insert(odd_.end(), {static_cast<int64_t>(offsets_.size()) - 1, count_, line - lines, next - lines});
       }
       offsets_.push_back(out - begin);
     }
@@ -53,6 +52,7 @@ class Rows {
 
   const std::vector<int64_t>& offsets() const { return offsets_; }
   const std::vector<int64_t>& odd() const { return odd_; }
+  int64_t count() const { return count_; }
 
  private:
   static const Byte* after(const Byte* line_end, const Byte* end) { return line_end == end ? end : line_end + 1; }
@@ -106,6 +106,7 @@ class Rows {
   const std::string& separator_;
   std::vector<json::String> found_;  // by key
   std::vector<int64_t> offsets_, odd_;
+  int64_t count_ = 0;  // of lines
 };
 
 Output<int64_t> array(const std::vector<int64_t>& numbers) {
@@ -124,7 +125,7 @@ nb::tuple json_texts(Input<uint8_t> lines, const std::vector<std::string>& keys,
     texts = std::make_unique<Buffer<uint8_t>>(rows.most_bytes(begin, lines.shape(0)));
     rows.read(begin, begin + lines.shape(0), texts->data());
   }
-  return nb::make_tuple(texts->move_to_numpy(), array(rows.offsets()), array(rows.odd()));
+  return nb::make_tuple(texts->move_to_numpy(), array(rows.offsets()), array(rows.odd()), rows.count());
 }
 
 }  // namespace

@@ -72,12 +72,12 @@ def read_samples(
 
 def json_texts(
     lines: Buffer, keys: list[str], separator: str
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64], int]:
     """The documents of whole JSON lines: what stands under keys, joined, texts that are empty left out.
 
     Gives bytes, of which text i is offsets[i] to offsets[i + 1], with room behind the last; and the lines that are no
     plain object with a text under each key, which have an empty text: four numbers each, the text's, the line's, and
-    the bytes from and to which it goes. Lines without anything give nothing.
+    the bytes from and to which it goes. Lines without anything give nothing. Last, how many lines there are.
     """
 
 class Encoder:

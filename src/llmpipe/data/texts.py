@@ -48,12 +48,14 @@ def texts_of(block: Block, keys: Sequence[str], separator: str) -> Iterator[tupl
     if not isinstance(block, LineBlock) or not _are_plain(keys, separator):
         yield _of_rows(block.rows(), keys, separator)
         return
-    for number, lines in block.lines():
-        content, offsets, odd = helpers.json_texts(lines, list(keys), separator)
+    number = block.first
+    for lines in block.lines():
+        content, offsets, odd, count = helpers.json_texts(lines, list(keys), separator)
         texts, bad = Texts(content, offsets), []
         if len(odd):
             texts, bad = _with_odd(texts, odd.reshape(-1, 4).tolist(), lines, number, keys, separator)
         yield texts, bad
+        number += count
 
 
 def _are_plain(keys: Sequence[str], separator: str) -> bool:

@@ -20,9 +20,7 @@ from llmpipe.data.token_rows import TokenEncoder
 from llmpipe.data.tokenizer import Tokenizer, open_tokenizer
 from llmpipe.data.workers import Workers
 from llmpipe.errors import UserError
-from llmpipe.files import sha256
 from llmpipe.progress import progress
-from llmpipe.yaml_file import load
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +30,8 @@ def corpus_of(inputs: list[Path], **options: Any) -> Corpus:
     given = {key: value for key, value in options.items() if value is not None}
     if not any(path.suffix in (".yaml", ".yml") for path in inputs):
         return Corpus(files=[str(path) for path in inputs], **given)
+    from llmpipe.yaml_file import load  # here, because most inputs are no YAML
+
     if len(inputs) > 1:
         raise UserError("a corpus YAML stands alone: name its further files under its files:")
     corpus = load(Corpus, inputs[0])
@@ -72,12 +72,13 @@ def tokenize(
     with Workers(encode, min(workers, 1 + total // BLOCK_BYTES)) as pool, progress("tokenize", total, "B") as shown:
         stream = Stream(encoder, dtype, pool, corpus.skip_bad, shown.add)
         counts = pieces.write(stream, spans, output, before[:16], check)
-    sources = [_source(span, part is not None) for span in spans]
+    hashes = manifest.hashes(output, beside=[span.path for span in spans if span.first])
+    sources = [_source(span, part is not None, hashes) for span in spans]
     _tell(output, counts)
     facts = {**rules, "tokenizer": tokenizer.facts(), **asdict(counts), "sources": sources}
     if part:
         facts["part"] = {**asdict(part), "corpus": key, "skip_bad": corpus.skip_bad}
-    manifest.write(output, facts)
+    manifest.write(output, facts, hashes)
 
 
 def _encoder(corpus: Corpus, tokenizer: Tokenizer, files: list[Path]) -> TextEncoder | RowEncoder:
@@ -116,9 +117,9 @@ def _tell(output: Path, counts: Counts) -> None:
     log.info("%s: %d documents, %d tokens", output, counts.documents, counts.tokens)
 
 
-def _source(span: Span, in_part: bool) -> dict[str, Any]:
+def _source(span: Span, in_part: bool, hashes: dict[Path, str]) -> dict[str, Any]:
     """A file for the manifest; of several parts that share one, the part that it begins in hashes it."""
     facts: dict[str, Any] = {"path": str(span.path), "bytes": span.size}
     if in_part:
         facts |= {"start": span.start, "stop": span.stop}
-    return facts | ({"sha256": sha256(span.path)} if span.first else {})
+    return facts | ({"sha256": hashes[span.path]} if span.first else {})

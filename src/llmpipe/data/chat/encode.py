@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +47,8 @@ class ConversationEncoder:
 
     def encode(self, conversation: Conversation) -> Encoded:
         """One conversation; BadRow if the template refuses it, or it cannot be told what the assistant writes."""
+        import jinja2  # here, because texts are tokenized without it
+
         try:
             rendered = find_turns(self.template, conversation, self.control)
         except jinja2.TemplateError as error:

@@ -23,12 +23,14 @@ class LineBlock(Block):
     """Lines, of a plain file or a packed one."""
 
     @abstractmethod
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Some whole lines after the other, and the number of the first of them."""
+    def lines(self) -> Iterator[bytes]:
+        """All lines, some whole ones after the other."""
 
     def rows(self) -> Iterator[tuple[int, Any]]:
-        for number, content in self.lines():
+        number = self.first
+        for content in self.lines():
             yield from rows_of(content, number)
+            number += content.count(b"\n")
 
     def where(self, number: int) -> str:
         return f"{self.path}, line {self.line(number)}"
@@ -40,12 +42,9 @@ class LineSpan(LineBlock):
 
     span: Span
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        number = 1
+    def lines(self) -> Iterator[bytes]:
         with Opened(self.path, max(self.span.start - 1, 0)) as file:
-            for content in _whole_lines(file, self.span):
-                yield number, content
-                number += content.count(b"\n")
+            yield from _whole_lines(file, self.span)
 
     def line(self, number: int) -> int:
         return number + _lines_before(self.path, self.span.start)
@@ -57,8 +56,8 @@ class Lines(LineBlock):
 
     content: bytes
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        yield self.first, self.content
+    def lines(self) -> Iterator[bytes]:
+        yield self.content
 
 
 def blocks(span: Span, keys: Sequence[str], optional: Sequence[str]) -> Iterator[Block]:

@@ -12,6 +12,7 @@ from typing import Any
 UNIGRAM, BPE = 1, 2
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of ModelProto
 _NORMAL, _USER_DEFINED = 1, 4
+_SIZES = {1: 8, 5: 4}  # bytes of a field, by its wire type
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
             value, at = varint(message, at)
             yield tag >> 3, value
             continue
-        size = {1: 8, 5: 4}.get(tag & 7)
+        size = _SIZES.get(tag & 7)
         if size is None:
             size, at = varint(message, at)
         yield tag >> 3, message[at : at + size]
@@ -65,6 +66,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 
 def varint(message: bytes, at: int) -> tuple[int, int]:
     """A protobuf message's whole number, seven bits a byte from the lowest, and where it ends."""
+    if (value := message[at]) < 128:  # nearly all
+        return value, at + 1
     value = shift = 0
     while True:
         value, at, shift = value | (message[at] & 127) << shift, at + 1, shift + 7

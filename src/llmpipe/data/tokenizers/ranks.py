@@ -4,7 +4,6 @@ The split pattern and the special tokens are those of Meta's releases (github.co
 github.com/meta-llama/llama-models): 256 special tokens follow the ranks; Llama 3.1 gave names to some.
 """
 
-import base64
 import binascii
 import re
 from pathlib import Path
@@ -32,7 +31,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     try:
         for line in path.read_bytes().splitlines():
             token, _, rank = line.partition(b" ")
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            ranks[binascii.a2b_base64(token, strict_mode=True)] = int(rank)
     except (binascii.Error, ValueError) as error:
         raise UserError(f"{path} is no file of tiktoken ({error}): copy or download it again") from error
     if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([byte]) in ranks for byte in range(256)):
