@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llmpipe import project
 from llmpipe.errors import UserError
 from llmpipe.layout import Stages, parse_layers
+from llmpipe.project import configs, inputs, options, outputs
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,10 +18,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the shipped config/ in the current folder; nothing read before counts."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
-    for cached in (project.model, project.corpus, project.run):
+    for cached in (configs.model, configs.corpus, configs.run):
         cached.cache_clear()
     yield tmp_path / "config"
-    for cached in (project.model, project.corpus, project.run):
+    for cached in (configs.model, configs.corpus, configs.run):
         cached.cache_clear()
 
 
@@ -32,9 +32,9 @@ def write_run(config: Path, **changed: str) -> None:
 
 
 def test_project_and_tracking() -> None:
-    found = project.project({"runs": ["llama2_7b"], "tracking": {"uri": "http://host:5000", "experiment": "a b"}})
+    found = configs.project({"runs": ["llama2_7b"], "tracking": {"uri": "http://host:5000", "experiment": "a b"}})
     assert found.runs == ["llama2_7b"]
-    assert project.track_options(found) == "--uri http://host:5000 --experiment 'a b'"
+    assert options.track_options(found) == "--uri http://host:5000 --experiment 'a b'"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_project_and_tracking() -> None:
 )  # fmt: skip
 def test_wrong_project(values: dict, told: str) -> None:
     with pytest.raises(UserError) as error:
-        project.project(values)
+        configs.project(values)
     assert told in str(error.value)
 
 
@@ -62,7 +62,7 @@ def test_wrong_project(values: dict, told: str) -> None:
 def test_wrong_names_in_a_run(changed: dict[str, str], told: str, config: Path) -> None:
     write_run(config, **changed)
     with pytest.raises(UserError) as error:
-        project.run("mine")
+        configs.run("mine")
     assert str(error.value).startswith("config/runs/mine.yaml names '")
     assert told in str(error.value)
 
@@ -70,15 +70,15 @@ def test_wrong_names_in_a_run(changed: dict[str, str], told: str, config: Path) 
 def test_wrong_layout_names_its_file(config: Path) -> None:
     write_run(config, layout="{gpus_per_node: 8, tp: 3}")
     with pytest.raises(UserError, match=r"config/runs/mine\.yaml: layout: tp 3 x pp 1 .* does not make 8 processes"):
-        project.layout("mine")
+        configs.layout("mine")
 
 
 def test_weights_from_the_hub_are_fetched_to_a_place_of_the_models_own(config: Path) -> None:
     (config / "models/mine.yaml").write_text("source: hf://org/name@v1")
-    assert project.source("mine", lambda path: False) == "results/models/mine/source"
-    assert project.hub_source("mine") == "hf://org/name@v1"
+    assert inputs.source("mine", lambda path: False) == "results/models/mine/source"
+    assert inputs.hub_source("mine") == "hf://org/name@v1"
     with pytest.raises(UserError, match=r"models/llama2_7b\.yaml: nothing is fetched for the source weights/"):
-        project.hub_source("llama2_7b")
+        inputs.hub_source("llama2_7b")
 
 
 def test_held_out_corpora_are_inputs_and_no_split_is_made(config: Path) -> None:
@@ -86,32 +86,32 @@ def test_held_out_corpora_are_inputs_and_no_split_is_made(config: Path) -> None:
         (config / f"corpora/{name}.yaml").write_text(f"files: [{name}.txt]")
     write_run(config, validation="{more: 1}", test="{held: 2}")
     corpora = "results/models/llama2_7b/corpora"
-    assert project.dataset_files("mine")[::3] == [f"{corpora}/{name}.bin" for name in ("text", "more", "held")]
-    assert project.finetune_options("mine").startswith(
+    assert outputs.dataset_files("mine")[::3] == [f"{corpora}/{name}.bin" for name in ("text", "more", "held")]
+    assert options.finetune_options("mine").startswith(
         f"--data {corpora}/text=1 --validation {corpora}/more=1 --test {corpora}/held=2 --nodes"
     )
-    assert project.config_files("mine")[2:] == [f"config/corpora/{name}.yaml" for name in ("text", "more", "held")]
+    assert configs.config_files("mine")[2:] == [f"config/corpora/{name}.yaml" for name in ("text", "more", "held")]
 
 
 def test_a_held_out_corpus_has_a_file(config: Path) -> None:
     write_run(config, test="{gone: 1}")
     with pytest.raises(UserError, match=r"names 'gone', but there is no config/corpora/gone\.yaml"):
-        project.run("mine")
+        configs.run("mine")
 
 
 def test_files_and_options_of_a_run(config: Path) -> None:
     (config / "corpora/more.yaml").write_text("files: [more.txt]")
     write_run(config, data="{text: 2, more: 0.5}", split="[8, 1, 1]", layout="{gpus_per_node: 8, tp: 2, pp: 2}")
     corpora = "results/models/llama2_7b/corpora"
-    assert project.rank_files("mine") == "results/models/llama2_7b/tp2-pp2"
-    assert project.checkpoint("mine") == "results/models/llama2_7b/checkpoint"
-    assert project.cards("mine") == [
+    assert outputs.rank_files("mine") == "results/models/llama2_7b/tp2-pp2"
+    assert outputs.checkpoint("mine") == "results/models/llama2_7b/checkpoint"
+    assert outputs.cards("mine") == [
         "results/models/llama2_7b/verify.json",
         "results/models/llama2_7b/tp2-pp2.verify.json",
     ]
-    assert project.dataset_files("mine")[::3] == [f"{corpora}/text.bin", f"{corpora}/more.bin"]
-    assert project.recipe_file("mine") == "config/recipes/llama2.yaml"
-    assert project.finetune_options("mine") == (
+    assert outputs.dataset_files("mine")[::3] == [f"{corpora}/text.bin", f"{corpora}/more.bin"]
+    assert configs.recipe_file("mine") == "config/recipes/llama2.yaml"
+    assert options.finetune_options("mine") == (
         f"--data {corpora}/text=2 --data {corpora}/more=0.5 --split 8,1,1"
         " --nodes 1 --gpus-per-node 8 --tp 2 --pp 2 --dp 2 --micro-batch 1 --device cuda"
         " --config-file config/runs/mine.yaml --config-file config/models/llama2_7b.yaml"
@@ -121,60 +121,60 @@ def test_files_and_options_of_a_run(config: Path) -> None:
 
 def test_uneven_stages_reach_rank_files_and_training(config: Path) -> None:
     write_run(config, layout="{gpus_per_node: 2, pp: 2, pp_layers: [15, 17]}")
-    assert project.rank_files("mine") == "results/models/llama2_7b/tp1-pp2-layers15.17"
-    assert " --pp-layers 15,17 " in project.finetune_options("mine")
+    assert outputs.rank_files("mine") == "results/models/llama2_7b/tp1-pp2-layers15.17"
+    assert " --pp-layers 15,17 " in options.finetune_options("mine")
 
 
 def test_the_name_of_rank_files_says_how_they_are_made() -> None:
     for stages in (Stages(2), Stages(2, 2), Stages(2, layers=(15, 17)), Stages(2, 2, (1, 2, 3, 2))):
-        options = project.stage_options(stages.name.removeprefix("pp")).split()
-        told = dict(zip(options[::2], options[1::2], strict=True))
+        words = options.stage_options(stages.name.removeprefix("pp")).split()
+        told = dict(zip(words[::2], words[1::2], strict=True))
         assert Stages(int(told["--pp"]), int(told.get("--vp", 1)), parse_layers(told.get("--pp-layers"))) == stages
 
 
 def test_virtual_stages_are_refused_for_a_run(config: Path) -> None:
     write_run(config, layout="{gpus_per_node: 2, pp: 2, vp: 2}")
     with pytest.raises(UserError, match=r"runs/mine\.yaml: layout: vp is 2; this version of llmpipe trains with vp: 1"):
-        project.layout("mine")
+        configs.layout("mine")
 
 
 def test_evaluation_takes_the_gpus_that_share_a_layer(config: Path) -> None:
     write_run(config, layout="{gpus_per_node: 8, tp: 2}", evaluate="[perplexity, hellaswag]")
-    assert project.evaluate_options("mine") == "--tasks perplexity,hellaswag --device cuda --tp 2"
-    assert project.evaluate_gpus("mine") == 2
+    assert options.evaluate_options("mine") == "--tasks perplexity,hellaswag --device cuda --tp 2"
+    assert options.evaluate_gpus("mine") == 2
 
 
 def test_evaluation_on_the_cpu_is_one_process(config: Path) -> None:
     write_run(config, layout="{gpus_per_node: 4, tp: 2, device: cpu}")
-    assert project.evaluate_options("mine") == "--tasks perplexity --device cpu --tp 1"
-    assert project.evaluate_gpus("mine") == 0
+    assert options.evaluate_options("mine") == "--tasks perplexity --device cpu --tp 1"
+    assert options.evaluate_gpus("mine") == 0
 
 
 def test_task_files_and_their_data_are_inputs(config: Path) -> None:
     write_run(config, evaluate="[perplexity, mine.yaml]")
     Path("mine.yaml").write_text("{task: mine, dataset_kwargs: {data_files: {test: [a.jsonl, b.jsonl]}}}")
-    assert project.task_files("mine") == ["mine.yaml", "a.jsonl", "b.jsonl"]
+    assert inputs.task_files("mine") == ["mine.yaml", "a.jsonl", "b.jsonl"]
     Path("mine.yaml").write_text("{task: mine, process_docs: !function utils.process}")
-    assert project.task_files("mine") == ["mine.yaml"]
+    assert inputs.task_files("mine") == ["mine.yaml"]
     Path("mine.yaml").unlink()
     with pytest.raises(UserError, match=r"mine\.yaml is missing: a run's `evaluate:` names it as an lm-eval task file"):
-        project.task_files("mine")
+        inputs.task_files("mine")
 
 
 def test_only_asked_for_files_are_read(config: Path) -> None:
     (config / "runs/broken.yaml").write_text("{{{")
-    assert "broken" in project.names("runs")
-    assert project.run("llama2_7b").recipe == "llama2"
+    assert "broken" in configs.names("runs")
+    assert configs.run("llama2_7b").recipe == "llama2"
 
 
 def test_what_is_told_of_a_source_becomes_options_of_convert(config: Path) -> None:
     (config / "models/mine.yaml").write_text("source: megatron/run\ndialect: epf\nvocab: 32005\n")
-    assert project.convert_options("mine") == "--source-dialect epf --vocab 32005"
+    assert options.convert_options("mine") == "--source-dialect epf --vocab 32005"
 
 
 def test_added_tokens_become_options_of_convert(config: Path) -> None:
-    assert project.convert_options("llama2_7b") == "--shape llama2_7b"
+    assert options.convert_options("llama2_7b") == "--shape llama2_7b"
     text = """source: weights/mine\nadded_tokens: ["<|im_start|>", "it's"]\nnew_rows: zeros\n"""
     (config / "models/mine.yaml").write_text(text)
     told = """--add-token '<|im_start|>' --add-token 'it'"'"'s' --new-rows zeros"""
-    assert project.convert_options("mine") == told
+    assert options.convert_options("mine") == told

@@ -11,14 +11,14 @@ rule download:
         "logs/download/{model}.benchmark.tsv"
     localrule: True
     params:
-        source=by("model", project.hub_source),
+        source=by("model", inputs.hub_source),
     shell:
         "llmpipe download {params.source} --output {output} --log {log}"
 
 
 rule convert:
     input:
-        source=by("model", project.source, there),
+        source=by("model", inputs.source, there),
     output:
         directory("results/models/{model}/checkpoint"),
     log:
@@ -26,7 +26,7 @@ rule convert:
     benchmark:
         "logs/convert/{model}.benchmark.tsv"
     params:
-        options=by("model", project.convert_options),
+        options=by("model", options.convert_options),
     shell:
         "llmpipe convert {input.source} --output {output} {params.options} --log {log}"
 
@@ -34,7 +34,7 @@ rule convert:
 rule verify:
     input:
         checkpoint="results/models/{model}/checkpoint",
-        source=by("model", project.source, there),
+        source=by("model", inputs.source, there),
     output:
         card="results/models/{model}/verify.json",
         text="results/models/{model}/verify.md",
@@ -64,7 +64,7 @@ rule shard:
     benchmark:
         "logs/shard/{model}.tp{tp}-pp{pp}.benchmark.tsv"
     params:
-        stages=by("pp", project.stage_options),
+        stages=by("pp", options.stage_options),
     shell:
         "llmpipe shard {input.checkpoint} --tp {wildcards.tp} {params.stages} --output {output} --log {log}"
 

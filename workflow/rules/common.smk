@@ -3,8 +3,9 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from llmpipe import launch, project
+from llmpipe import launch
 from llmpipe.errors import UserError
+from llmpipe.project import configs, inputs, options, outputs
 
 
 def told(look_up, *arguments):
@@ -46,11 +47,11 @@ def checked(check, *names):
 
 
 def training(run, resource):
-    return launch.resources(project.layout(run))[resource]
+    return launch.resources(configs.layout(run))[resource]
 
 
 def tracked_files(wildcards):
-    return project.tracked_files(wildcards.name, wildcards.stage)
+    return outputs.tracked_files(wildcards.name, wildcards.stage)
 
 
-PROJECT = told(project.project, config)
+PROJECT = told(configs.project, config)

@@ -1,13 +1,13 @@
 # The text: tokens are a model's, because its tokenizer makes them. A corpus with `parts:` is tokenized by as many jobs.
 # Chats, and tokens with labels, also have roles; the rules that make them are the same otherwise.
-WHOLE, PARTED = (project.corpora(parted, roles=False) for parted in (False, True))
-CHATS, PARTED_CHATS = (project.corpora(parted, roles=True) for parted in (False, True))
+WHOLE, PARTED = (configs.corpora(parted, roles=False) for parted in (False, True))
+CHATS, PARTED_CHATS = (configs.corpora(parted, roles=True) for parted in (False, True))
 
 
 rule tokenize:
     input:
         corpus="config/corpora/{corpus}.yaml",
-        files=by("corpus", project.corpus_files, there),
+        files=by("corpus", inputs.corpus_files, there),
         tokenizer="results/models/{model}/checkpoint",
     output:
         bin="results/models/{model}/corpora/{corpus}.bin",
@@ -18,7 +18,7 @@ rule tokenize:
     benchmark:
         "logs/tokenize/{model}.{corpus}.benchmark.tsv"
     wildcard_constraints:
-        corpus=project.one_of(WHOLE),
+        corpus=configs.one_of(WHOLE),
     threads: 8
     params:
         prefix=subpath(output.bin, strip_suffix=".bin"),
@@ -35,13 +35,13 @@ use rule tokenize as tokenize_chat with:
         roles="results/models/{model}/corpora/{corpus}.roles.bin",
         roles_idx="results/models/{model}/corpora/{corpus}.roles.idx",
     wildcard_constraints:
-        corpus=project.one_of(CHATS),
+        corpus=configs.one_of(CHATS),
 
 
 rule tokenize_part:
     input:
         corpus="config/corpora/{corpus}.yaml",
-        files=by("corpus", project.corpus_files, there),
+        files=by("corpus", inputs.corpus_files, there),
         tokenizer="results/models/{model}/checkpoint",
     output:
         bin=temp("results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.bin"),
@@ -54,7 +54,7 @@ rule tokenize_part:
     benchmark:
         "logs/tokenize/{model}.{corpus}.part-{part}-of-{parts}.benchmark.tsv"
     wildcard_constraints:
-        corpus=project.one_of(PARTED),
+        corpus=configs.one_of(PARTED),
         part="[0-9]+",
         parts="[0-9]+",
     threads: 8
@@ -79,14 +79,14 @@ use rule tokenize_part as tokenize_chat_part with:
             "results/models/{model}/corpora/{corpus}.part-{part}-of-{parts}.roles.idx"
         ),
     wildcard_constraints:
-        corpus=project.one_of(PARTED_CHATS),
+        corpus=configs.one_of(PARTED_CHATS),
         part="[0-9]+",
         parts="[0-9]+",
 
 
 rule merge_parts:
     input:
-        by("model corpus", project.part_files),
+        by("model corpus", outputs.part_files),
     output:
         bin="results/models/{model}/corpora/{corpus}.bin",
         idx="results/models/{model}/corpora/{corpus}.idx",
@@ -96,9 +96,9 @@ rule merge_parts:
     benchmark:
         "logs/tokenize/{model}.{corpus}.merge.benchmark.tsv"
     wildcard_constraints:
-        corpus=project.one_of(PARTED),
+        corpus=configs.one_of(PARTED),
     params:
-        parts=by("model corpus", project.part_prefixes),
+        parts=by("model corpus", outputs.part_prefixes),
         prefix=subpath(output.bin, strip_suffix=".bin"),
     shell:
         "llmpipe merge {params.parts} --output {params.prefix} --remove-rejects --log {log}"
@@ -112,4 +112,4 @@ use rule merge_parts as merge_chat_parts with:
         roles="results/models/{model}/corpora/{corpus}.roles.bin",
         roles_idx="results/models/{model}/corpora/{corpus}.roles.idx",
     wildcard_constraints:
-        corpus=project.one_of(PARTED_CHATS),
+        corpus=configs.one_of(PARTED_CHATS),

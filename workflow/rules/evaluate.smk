@@ -5,9 +5,9 @@ rule evaluate:
     input:
         weights="results/runs/{run}/weights",
         record="results/runs/{run}/run.json",
-        data=by("run", project.dataset_files),
-        tasks=by("run", project.task_files),
-        reference=by("run", project.checkpoint),
+        data=by("run", outputs.dataset_files),
+        tasks=by("run", inputs.task_files),
+        reference=by("run", outputs.checkpoint),
     output:
         table="results/runs/{run}/evaluate/table.json",
         text="results/runs/{run}/evaluate/table.md",
@@ -23,10 +23,10 @@ rule evaluate:
         "logs/evaluate/{run}.benchmark.tsv"
     resources:
         nodes=1,
-        gpu=by("run", project.evaluate_gpus),
+        gpu=by("run", options.evaluate_gpus),
     params:
         folder=subpath(output.table, parent=True),
-        options=by("run", project.evaluate_options),
+        options=by("run", options.evaluate_options),
     shell:
         "llmpipe evaluate results/runs/{wildcards.run} --reference {input.reference}"
         " --output {params.folder} {params.options} --log {log}"

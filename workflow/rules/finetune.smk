@@ -4,11 +4,11 @@
 
 rule finetune:
     input:
-        recipe=by("run", project.recipe_file),
-        shards=by("run", project.rank_files),
+        recipe=by("run", configs.recipe_file),
+        shards=by("run", outputs.rank_files),
         # Training cannot start before both cards say pass.
-        cards=by("run", project.cards),
-        data=by("run", project.dataset_files),
+        cards=by("run", outputs.cards),
+        data=by("run", outputs.dataset_files),
     output:
         weights=directory("results/runs/{run}/weights"),
         metrics="results/runs/{run}/metrics.jsonl",
@@ -31,7 +31,7 @@ rule finetune:
         # Training checkpoints in it are undeclared on purpose: Snakemake deletes outputs
         # before every attempt, and a retry resumes from them.
         folder=subpath(output.record, parent=True),
-        options=by("run", project.finetune_options),
+        options=by("run", options.finetune_options),
     shell:
         "llmpipe finetune {input.recipe} --model {input.shards} --output {params.folder}"
         " {params.options} --threads {threads} --log {log}"

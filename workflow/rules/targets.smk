@@ -1,7 +1,7 @@
 # `snakemake finetune_llama2_7b`: a target for each file in config/runs/ and config/models/.
 
 
-for name in project.names("runs"):
+for name in configs.names("runs"):
     for stage in ("finetune", "evaluate", "export"):
 
         rule:
@@ -9,11 +9,11 @@ for name in project.names("runs"):
                 f"{stage}_{name}"
             input:
                 f"results/runs/{name}/tracked/{stage}.json",
-                checked(project.check_run, name),
+                checked(inputs.check_run, name),
             localrule: True
 
 
-for name in project.names("models"):
+for name in configs.names("models"):
     for stage in ("convert", "verify"):
 
         rule:
@@ -21,5 +21,5 @@ for name in project.names("models"):
                 f"{stage}_{name}"
             input:
                 f"results/models/{name}/tracked/{stage}.json",
-                checked(project.source, name),
+                checked(inputs.source, name),
             localrule: True

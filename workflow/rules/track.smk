@@ -19,7 +19,7 @@ rule track_finetune:
         "logs/track/{run}.finetune.log",
     localrule: True
     params:
-        store=project.track_options(PROJECT),
+        store=options.track_options(PROJECT),
     shell:
         "llmpipe track results/runs/{wildcards.run} {params.store} --output {output.done} --log {log}"
 
@@ -36,6 +36,6 @@ rule track:
         stage="convert|verify|evaluate|export",
     localrule: True
     params:
-        store=project.track_options(PROJECT),
+        store=options.track_options(PROJECT),
     shell:
         "llmpipe track results/{wildcards.kind}/{wildcards.name} {params.store} --output {output} --log {log}"
