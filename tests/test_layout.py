@@ -43,8 +43,8 @@ def test_wrong_world_size(given: dict[str, int]) -> None:
 def test_zero_and_later_versions_are_refused() -> None:
     with pytest.raises(UserError, match="layout: tp is 0, but has to be 1 or more"):
         Layout(tp=0)
-    with pytest.raises(UserError, match="cp is 2; this version of llmpipe trains with cp: 1 only"):
-        Layout(cp=2).check_training()
+    with pytest.raises(UserError, match="vp is 2; this version of llmpipe trains with vp: 1 only"):
+        Layout(vp=2).check_training()
 
 
 def test_legal_tps_replicate_kv_heads() -> None:

@@ -3,6 +3,7 @@
 Ranks are numbered as in Megatron: tp changes fastest, then cp, then dp, then pp.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
@@ -23,7 +24,7 @@ class Layout:
     pp: int = 1
     """Pipeline stages: each holds a run of layers."""
     cp: int = 1
-    """Context-parallel ranks; only 1 for now."""
+    """Context-parallel ranks: each holds a part of every sequence, for those that are too long for one."""
     dp: int = -1
     """Data-parallel ranks, which share optimizer state; -1 takes what tp, pp and cp leave over."""
     micro_batch: int = 1
@@ -42,14 +43,17 @@ class Layout:
 
     def check_training(self) -> None:
         """UserError for what rank files may have, but a training not yet."""
-        if self.cp != 1:
-            raise UserError(f"layout: cp is {self.cp}; this version of llmpipe trains with cp: 1 only")
         if self.vp != 1:
             raise UserError(f"layout: vp is {self.vp}; this version of llmpipe trains with vp: 1 only")
 
     @property
     def processes(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def token_parts(self) -> int:
+        """What a micro-batch's tokens have to be a multiple of: a cp rank has two chunks, which tp ranks share out."""
+        return self.cp * math.lcm(2, self.tp) if self.cp > 1 else self.tp
 
     @property
     def rank_files(self) -> str:
@@ -171,6 +175,17 @@ def chunk(size: int, parts: int, index: int) -> slice:
     """Part `index` of `size` rows in parts of ceil(size / parts), the last ones shorter: torch.chunk's rule."""
     each = -(-size // parts)
     return slice(min(index * each, size), min((index + 1) * each, size))
+
+
+def context_slices(num_tokens: int, cp: int, rank: int) -> list[slice]:
+    """The tokens of a micro-batch that a context rank holds: of 2 · cp chunks the one with its number from either end.
+
+    A text's first tokens see few others and its last ones many: so all ranks have the same work.
+    """
+    if cp == 1:
+        return [slice(0, num_tokens)]
+    each = num_tokens // (2 * cp)
+    return [slice(number * each, (number + 1) * each) for number in (rank, 2 * cp - 1 - rank)]
 
 
 def kv_chunk(num_kv_heads: int, head_dim: int, tp: int, rank: int) -> slice:

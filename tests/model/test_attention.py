@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llmpipe.model.attention import Packed, attend
+from llmpipe.model.attention import attend
+from llmpipe.model.packed import Packed
 from llmpipe.parallel import compat
 
 BOUNDS = torch.tensor([0, 1, 12, 40, 40], dtype=torch.int32)
@@ -41,5 +42,6 @@ def test_the_kernel_is_asked_for_the_same(window: int | None, monkeypatch) -> No
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     compat.varlen_has_windows.cache_clear()
     expected = attend(*qkv(), Packed(BOUNDS), window)
-    found = compat.varlen_causal(*qkv(), BOUNDS, Packed(BOUNDS).longest, window)
+    packed = Packed(BOUNDS)
+    found = compat.varlen_causal(*qkv(), packed.cu_queries, packed.cu_keys, *packed.longest, window)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

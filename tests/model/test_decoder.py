@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llmpipe.families import FAMILIES, from_hf_config
 from llmpipe.inference.forward import Engine
 from llmpipe.layout import Layout, Stages
-from llmpipe.model.attention import Packed
 from llmpipe.model.decoder import Decoder
+from llmpipe.model.packed import Packed
 from llmpipe.parallel.groups import make_groups
 from llmpipe.parallel.processes import run_ranks
 
@@ -115,6 +115,6 @@ def test_isolation_holds_in_every_layout_and_stage(tp: int, pp: int) -> None:
 
 def test_positions_start_anew_in_each_document() -> None:
     packed = Packed(torch.tensor([0, 3, 4, 9, 9, 9], dtype=torch.int32))
-    assert packed.positions(9).tolist() == [0, 1, 2, 0, 0, 1, 2, 3, 4]
+    assert packed.positions().tolist() == [0, 1, 2, 0, 0, 1, 2, 3, 4]
     assert packed.bounds == [0, 3, 4, 9]
-    assert packed.longest == 5
+    assert packed.longest == (5, 5)

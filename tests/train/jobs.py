@@ -32,7 +32,7 @@ RECIPE = Recipe(
 def make_job(checkpoint: Path, dataset: Path, run: Path, recipe: Recipe = RECIPE, **layout: Any) -> Job:
     """A job of the checkpoint on the dataset, in a layout of `layout`'s fields on the CPU."""
     made = Layout(device="cpu", **({"micro_batch": 2} | layout))
-    processes = made.tp * made.pp * max(made.dp, 1)
+    processes = made.tp * made.pp * made.cp * max(made.dp, 1)
     made = replace(made, gpus_per_node=processes).resolved()
     run.mkdir(parents=True, exist_ok=True)
     return Job(

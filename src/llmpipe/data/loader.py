@@ -4,6 +4,7 @@ Step s takes samples s * global_batch … (s + 1) * global_batch - 1 of the blen
 dealt to the data-parallel ranks in order, so any dp resumes exactly.
 
 B = micro_batch, T = seq_len, or less where chats are not packed; M = micro-batches of a rank in a step.
+With context parallelism each of cp ranks has its own B · T / cp tokens of a micro-batch as one row: B is 1 then.
 """
 
 import logging
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from llmpipe.data import manifest
 from llmpipe.data.indexed import Reader
@@ -22,7 +24,10 @@ from llmpipe.data.row import Row, window
 from llmpipe.data.sampling import Blend, part_of
 from llmpipe.data.tokenizers.beside import hashes
 from llmpipe.errors import UserError
+from llmpipe.layout import context_slices
 
+TABLES = ("tokens", "labels", "weights")
+"""What a batch has one of for each token."""
 log = logging.getLogger(__name__)
 
 
@@ -38,14 +43,28 @@ class Batch:
     """(M, B, T) float32: 0 where the label belongs to another document than the token or is padding, else 1, or in
     chats what the label's role says."""
     cu_seqlens: torch.Tensor
-    """(M, max_docs + 1) int32: where documents start in the B * T tokens of a micro-batch, padded with B * T."""
+    """(M, max_docs + 1) int32: where documents start in the B * T tokens of a micro-batch, padded with B * T; of all
+    cp ranks' tokens."""
     lengths: tuple[int, ...]
     """(M,) of each micro-batch the T that it needs. What lies beyond is padding, and not in its cu_seqlens."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a rank's device."""
-        moved = {name: getattr(self, name).to(device) for name in ("tokens", "labels", "weights", "cu_seqlens")}
+        moved = {name: getattr(self, name).to(device) for name in (*TABLES, "cu_seqlens")}
         return replace(self, **moved)
+
+    def of_context_rank(self, cp: int, rank: int) -> "Batch":
+        """The tokens of each micro-batch that one of cp ranks holds."""
+        if cp == 1:
+            return self
+
+        def own(table: torch.Tensor) -> torch.Tensor:  # (M, B, T) → (M, 1, B * T / cp)
+            rows = [row[:, :length].flatten() for row, length in zip(table, self.lengths, strict=True)]
+            parts = [torch.cat([row[part] for part in context_slices(len(row), cp, rank)]) for row in rows]
+            return pad_sequence(parts, batch_first=True)[:, None]
+
+        lengths = tuple(self.tokens.shape[1] * length // cp for length in self.lengths)
+        return replace(self, **{name: own(getattr(self, name)) for name in TABLES}, lengths=lengths)
 
     def micro_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Each one's tokens, labels and weights, (N,) with N = B * T of its own, and its cu_seqlens."""
@@ -69,8 +88,12 @@ class Loader:
         dp_rank: int,
         isolate_documents: bool = True,
         pad_to: int | None = None,
+        cp: int = 1,
+        cp_rank: int = 0,
     ):
-        """`pad_to`: rows shorter than seq_len get a multiple of it, as many as the longest of their micro-batch needs.
+        """The cp ranks of a dp rank have the same sequences, each its own tokens of them.
+
+        `pad_to`: rows shorter than seq_len get a multiple of it, as many as the longest of their micro-batch needs.
 
         None fills them up to seq_len.
         """
@@ -78,6 +101,7 @@ class Loader:
         self.blend, self.seq_len, self.global_batch, self.micro_batch = blend, seq_len, global_batch, micro_batch
         self.per_rank = global_batch // dp
         self.first = dp_rank * self.per_rank
+        self.cp, self.cp_rank = cp, cp_rank
         self.isolate_documents, self.pad_to = isolate_documents, pad_to or seq_len
 
     def step(self, step: int) -> Batch:
@@ -92,7 +116,8 @@ class Loader:
         def table(name: str) -> torch.Tensor:  # (M, B, T)
             return torch.from_numpy(np.stack([getattr(row, name) for row in rows])).unflatten(0, (-1, self.micro_batch))
 
-        return Batch(table("tokens"), table("labels"), table("weights"), cu_seqlens, tuple(lengths))
+        batch = Batch(table("tokens"), table("labels"), table("weights"), cu_seqlens, tuple(lengths))
+        return batch.of_context_rank(self.cp, self.cp_rank)
 
     def _row(self, found: Row | tuple[NDArray[np.int64], list[int]]) -> Row:
         row = found if isinstance(found, Row) else window(found[0], found[1] if self.isolate_documents else [])

@@ -1,7 +1,8 @@
 """One decoder for all families: a rank's slice (tp) of a stage's layers (pp).
 
 N tokens (all rows and documents end to end), H hidden, V vocabulary. Parameter names are the family table's.
-With tp > 1, between layers each rank holds N/tp tokens (sequence parallelism).
+With tp > 1, between layers each rank holds N/tp tokens (sequence parallelism). With cp > 1, N is a context rank's own
+share of the micro-batch's tokens, and only attention sees the others'.
 """
 
 import torch
@@ -10,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from llmpipe.families import ONE_STAGE, Shape
 from llmpipe.layout import Stages, chunk
-from llmpipe.model.attention import Packed
 from llmpipe.model.layer import Layer, norm_of
 from llmpipe.model.loss import Rows, linear_cross_entropy
+from llmpipe.model.packed import Packed
 from llmpipe.model.rope import rope_table
-from llmpipe.parallel.groups import TensorParallel
+from llmpipe.parallel.groups import ContextParallel, TensorParallel
 from llmpipe.parallel.tensor import Weight, column_linears, vocab_embedding
 
 
@@ -31,8 +32,10 @@ class Decoder(nn.Module):
         stages: Stages = ONE_STAGE,
         rank: int = 0,
         recompute: bool = False,
+        cp: ContextParallel | None = None,
     ):
         super().__init__()
+        self.cp = cp or ContextParallel()
         self.shape, self.tp, self.recompute = shape, tp or TensorParallel(), recompute
         self.is_first, self.is_last = rank == 0, rank == stages.pp - 1
         shape.check_split(self.tp.size, stages)
@@ -57,10 +60,10 @@ class Decoder(nn.Module):
         """One micro-batch through one of this rank's runs of layers: its stage, or one of its virtual stages.
 
         x: the first stage's (N,) token ids, else the stage before's (N/tp, H). cu_seqlens: (documents + 1,), any
-        leading dimensions of 1. Returns (N/tp, H); from the last stage Σ weights·ℓ as (1,), or without labels this
-        rank's logits (N, V/tp).
+        leading dimensions of 1, over all context ranks' tokens. Returns (N/tp, H); from the last stage Σ weights·ℓ as
+        (1,), or without labels this rank's logits (N, V/tp).
         """
-        packed = Packed(cu_seqlens.flatten())
+        packed = Packed(cu_seqlens.flatten(), self.cp)
         if self.is_first and run == 0:
             x = vocab_embedding(x, self.tp, self.embedding, self.first_row)  # (N,) → (N/tp, H)
         x = self._through_layers(x, packed, run)
@@ -74,8 +77,7 @@ class Decoder(nn.Module):
 
     def _through_layers(self, x: torch.Tensor, packed: Packed, run: int) -> torch.Tensor:
         """(N/tp, H) → (N/tp, H)."""
-        num_tokens = x.shape[0] * self.tp.size
-        cos, sin = rope_table(packed.positions(num_tokens), packed.lengths(num_tokens), self.shape)
+        cos, sin = rope_table(packed.positions(), packed.lengths(), self.shape)
         for layer in (self.layers[str(i)] for i in self.runs[run]):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, packed, use_reentrant=False)  # type: ignore[assignment]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmpipe.families import FAMILIES, Shape
-from llmpipe.model.attention import Packed, attend
+from llmpipe.model.attention import attend
+from llmpipe.model.packed import Packed
 from llmpipe.model.rope import rotate
 from llmpipe.parallel.groups import TensorParallel
 from llmpipe.parallel.tensor import Weight, column_linears, row_linear

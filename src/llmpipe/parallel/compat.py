@@ -58,14 +58,17 @@ def varlen_causal(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    longest: int,
+    cu_queries: torch.Tensor,
+    cu_keys: torch.Tensor,
+    most_queries: int,
+    most_keys: int,
     window: int | None = None,
 ) -> torch.Tensor:
-    """torch's variable-length flash kernel, causal, CUDA only: q (N, heads, D), k, v (N, kv_heads, D) → (N, heads, D).
+    """torch's variable-length flash kernel, causal, CUDA only: q (N, heads, D), k, v (S, kv_heads, D) → (N, heads, D).
 
-    A token sees the `window` tokens that end with itself: the kernel counts those before it. Older releases take
-    `is_causal`, and have neither windows nor grouped queries: there K and V are repeated.
+    Of a piece with more keys than queries the last query sees all keys: FlashAttention's mask is aligned to the bottom
+    right since its version 2.1. A token sees the `window` tokens that end with itself: the kernel counts those before
+    it. Older releases take `is_causal`, and have neither windows nor grouped queries: there K and V are repeated.
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -76,8 +79,8 @@ def varlen_causal(
     if groups > 1 and "enable_gqa" in known:
         options["enable_gqa"] = True
     elif groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (N, heads, D)
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)  # type: ignore[return-value]
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (S, heads, D)
+    return varlen_attn(q, k, v, cu_queries, cu_keys, most_queries, most_keys, **options)  # type: ignore[return-value]
 
 
 @cache

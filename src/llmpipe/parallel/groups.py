@@ -12,12 +12,27 @@ from llmpipe.layout import Coordinates, Layout
 
 
 @dataclass(frozen=True, slots=True)
-class TensorParallel:
-    """The ranks that split one layer; `group` None is one rank on its own."""
+class Split:
+    """The ranks that have something in parts; `group` None is one rank on its own."""
 
     group: dist.ProcessGroup | None = None
     size: int = 1
     rank: int = 0
+
+
+class TensorParallel(Split):
+    """The ranks that split one layer."""
+
+    __slots__ = ()
+
+
+class ContextParallel(Split):
+    """The ranks that split a micro-batch's tokens."""
+
+    __slots__ = ()
+
+
+ONE_CONTEXT = ContextParallel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +44,7 @@ class Groups:
     device: torch.device
     mesh: DeviceMesh
     """pp x data x tp. `data` is dp x cp: the ranks that hold copies, or shards, of the same parameters."""
+    cp: ContextParallel = ONE_CONTEXT
 
     @property
     def tp(self) -> TensorParallel:
@@ -76,4 +92,14 @@ def make_groups(layout: Layout, device: torch.device) -> Groups:
     """The groups of this process; every rank of the default group calls it with the same resolved layout."""
     sizes = layout.pp, layout.dp * layout.cp, layout.tp
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "data", "tp"))
-    return Groups(layout, layout.coordinates(dist.get_rank()), device, mesh)
+    at = layout.coordinates(dist.get_rank())
+    return Groups(layout, at, device, mesh, ContextParallel(_context_group(layout), layout.cp, at.cp))
+
+
+def _context_group(layout: Layout) -> dist.ProcessGroup | None:
+    """This process's part of `data`, the ranks that differ in cp alone; every rank makes all such groups."""
+    if layout.cp == 1:
+        return None
+    ranks = torch.arange(layout.processes).view(layout.pp, layout.dp, layout.cp, layout.tp)
+    group, _ = dist.new_subgroups_by_enumeration(ranks.movedim(2, -1).reshape(-1, layout.cp).tolist())
+    return group  # type: ignore[return-value]  # every rank is in one

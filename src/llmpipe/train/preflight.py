@@ -1,6 +1,7 @@
 """What is checked before any process is started: a training that cannot work is refused at once, saying what would."""
 
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -27,6 +28,19 @@ def check_device(layout: Layout) -> None:
         )
 
 
+def check_tokens(layout: Layout, seq_len: int) -> None:
+    """UserError, naming what would work, if a micro-batch's tokens cannot be shared out over cp and tp ranks."""
+    parts, num_tokens = layout.token_parts, layout.micro_batch * seq_len
+    if num_tokens % parts:
+        step = parts // math.gcd(parts, layout.micro_batch)
+        below, above = seq_len // step * step, -(-seq_len // step) * step
+        raise UserError(
+            f"micro_batch {layout.micro_batch} x seq_len {seq_len} = {num_tokens} tokens are not divisible by {parts},"
+            f" as cp {layout.cp} and tp {layout.tp} need it: seq_len {f'{below} or ' if below else ''}{above} would"
+            " work, or another micro_batch, cp or tp"
+        )
+
+
 def preflight(job: Job) -> None:
     """UserError for a job that cannot work; logs the batch's arithmetic as one sentence."""
     recipe, layout = job.recipe, job.layout
@@ -42,10 +56,7 @@ def preflight(job: Job) -> None:
             f" {layout.micro_batch}, fewer than its {layout.pp} stages: raise global_batch,"
             " or lower micro_batch, dp or pp"
         )
-    if (layout.micro_batch * recipe.seq_len) % layout.tp:
-        raise UserError(
-            f"tp {layout.tp} does not divide micro_batch x seq_len = {layout.micro_batch} x {recipe.seq_len}"
-        )
+    check_tokens(layout, recipe.seq_len)
     if recipe.seq_len > longest_text(shape):
         raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {longest_text(shape)} positions")
     tokenizer = find_tokenizer(Path(job.model))
@@ -58,7 +69,7 @@ def preflight(job: Job) -> None:
         check_vocab(Path(prefix), shape.vocab)
     log.info(
         "%s steps of %s sequences x %s tokens = %s tokens;"
-        " %s processes = tp %s x pp %s x dp %s, each with %s micro-batches of %s",
+        " %s processes = tp %s x pp %s x cp %s x dp %s, each with %s micro-batches of %s",
         recipe.steps, recipe.global_batch, recipe.seq_len, recipe.steps * recipe.global_batch * recipe.seq_len,
-        layout.processes, layout.tp, layout.pp, layout.dp, num_micro_batches, layout.micro_batch,
+        layout.processes, layout.tp, layout.pp, layout.cp, layout.dp, num_micro_batches, layout.micro_batch,
     )  # fmt: skip

@@ -44,7 +44,7 @@ def prepare(job: Job) -> Trainer:
     source = open_source(Path(job.model))
     shape = source.shape
     with torch.device("meta"):
-        model = Decoder(shape, groups.tp, layout.stages, groups.at.pp, recompute=recipe.recompute == "full")
+        model = Decoder(shape, groups.tp, layout.stages, groups.at.pp, recipe.recompute == "full", cp=groups.cp)
     shard(model, groups, DTYPES[recipe.precision])
     model.to_empty(device=groups.device)
     fill(model, source, groups.tp, groups.num_data, groups.data_rank)
@@ -63,11 +63,13 @@ def prepare(job: Job) -> Trainer:
         micro_batch=layout.micro_batch,
         dp=layout.dp,
         dp_rank=groups.at.dp,
+        cp=layout.cp,
+        cp_rank=groups.at.cp,
         isolate_documents=recipe.isolate_documents,
-        # Stages hand on tensors of one size; tp ranks share a micro-batch's tokens out evenly.
-        pad_to=math.lcm(16, layout.tp) if layout.pp == 1 else None,
+        # Stages hand on tensors of one size; cp and tp ranks share a micro-batch's tokens out evenly.
+        pad_to=math.lcm(16, layout.token_parts) if layout.pp == 1 else None,
     )
     num_micro_batches = recipe.global_batch // (layout.dp * layout.micro_batch)
-    num_tokens = layout.micro_batch * recipe.seq_len
+    num_tokens = layout.micro_batch * recipe.seq_len // layout.cp
     schedule = make_schedule(model, groups, num_micro_batches, num_tokens, shape.hidden, DTYPES[recipe.precision])
     return Trainer(job, groups, model, schedule, Optimizer(model, shape, recipe, groups), loader)

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from llmpipe.checkpoint.formats import open_source
-from llmpipe.model.attention import Packed
 from llmpipe.model.layer import Layer, norm_of
+from llmpipe.model.packed import Packed
 from llmpipe.model.rope import rope_table
 from llmpipe.parallel.groups import TensorParallel
 
