@@ -1,11 +1,12 @@
-"""The text of a row: one key's, or several keys' joined; keys lead into nested objects by dots."""
+"""The text of a row: one key's, or several keys' joined; keys lead into nested objects by dots. What rows make."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from llmpipe.data.readers.block import BadRow, Repeated, WholeText, listed, shown
 
+T = TypeVar("T")
 KINDS = {list: "a list", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
 
 
@@ -62,3 +63,15 @@ def encoded(text: str) -> bytes:
 def kind_of(value: Any) -> str:
     """What a value is, in words."""
     return "a text" if isinstance(value, str) else KINDS.get(type(value), "an object")
+
+
+def of_each(rows: list[Any], documents: Callable[[Any], list[T]]) -> list[list[T] | BadRow]:
+    """The documents of each row; BadRow for a bad one, or a BadRow."""
+    return [_of(row, documents) for row in rows]
+
+
+def _of(row: Any, documents: Callable[[Any], list[T]]) -> list[T] | BadRow:
+    try:
+        return row if isinstance(row, BadRow) else documents(row)
+    except BadRow as error:
+        return error

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmpipe.config import Corpus
-from llmpipe.data.documents import kind_of, value
+from llmpipe.data.documents import kind_of, of_each, value
 from llmpipe.data.readers.block import BadRow
 from llmpipe.data.roles import ASSISTANT, USER
 from llmpipe.data.tokenizers.base import Tokenizer
@@ -52,13 +52,7 @@ class TokenEncoder:
             log.info("rows have labels; in a project's corpus file, labels: true declares the roles to the workflow")
 
     def encode(self, rows: list[Any]) -> list[list[Row] | BadRow]:
-        return [self._checked(row) for row in rows]
-
-    def _checked(self, row: Any) -> list[Row] | BadRow:
-        try:
-            return row if isinstance(row, BadRow) else [self._row(row)]
-        except BadRow as error:
-            return error
+        return of_each(rows, lambda row: [self._row(row)])
 
     def _row(self, row: Any) -> Row:
         ids = _numbers(row, IDS)

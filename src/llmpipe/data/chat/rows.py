@@ -9,6 +9,7 @@ from llmpipe.data.chat.conversation import check_fields, read_conversation
 from llmpipe.data.chat.encode import ConversationEncoder
 from llmpipe.data.chat.length import fit
 from llmpipe.data.chat.templates import open_template
+from llmpipe.data.documents import of_each
 from llmpipe.data.fields import encode as encode_fields
 from llmpipe.data.fields import parse
 from llmpipe.data.readers.block import BadRow
@@ -45,17 +46,12 @@ class ChatEncoder:
         }
 
     def encode(self, rows: list[Any]) -> list[list[Document | None] | BadRow]:
-        return [self._documents(row) for row in rows]
+        return of_each(rows, self._documents)
 
-    def _documents(self, row: Any) -> list[Document | None] | BadRow:
-        try:
-            if isinstance(row, BadRow):
-                return row
-            conversation = read_conversation(row, self.fields)
-            found = fit(conversation, self.encoder.encode, self.max_length, self.split)
-            return [(document.ids, document.roles) if document else None for document in found]
-        except BadRow as error:
-            return error
+    def _documents(self, row: Any) -> list[Document | None]:
+        conversation = read_conversation(row, self.fields)
+        found = fit(conversation, self.encoder.encode, self.max_length, self.split)
+        return [(document.ids, document.roles) if document else None for document in found]
 
 
 class FieldEncoder:
@@ -79,15 +75,10 @@ class FieldEncoder:
         self.facts = {"fields": corpus.fields, "max_length": corpus.max_length}
 
     def encode(self, rows: list[Any]) -> list[list[Document | None] | BadRow]:
-        return [self._documents(row) for row in rows]
+        return of_each(rows, self._documents)
 
-    def _documents(self, row: Any) -> list[Document | None] | BadRow:
-        try:
-            if isinstance(row, BadRow):
-                return row
-            ids, trained = encode_fields(row, self.fields, self.tokenizer)
-        except BadRow as error:
-            return error
+    def _documents(self, row: Any) -> list[Document | None]:
+        ids, trained = encode_fields(row, self.fields, self.tokenizer)
         bos, eod = [self.tokenizer.bos_id] * self.bos, [self.tokenizer.eos_id] * self.append_eod
         roles = [TEMPLATE] * len(bos) + [ASSISTANT if count else USER for count in trained] + [ASSISTANT] * len(eod)
         ids = bos + ids + eod
