@@ -27,6 +27,8 @@ template <typename T>
 class Buffer {
  public:
   explicit Buffer(size_t size) : size_(size), data_(static_cast<T*>(allocate(size))) {}
+  // Takes over what malloc gave.
+  Buffer(T* data, size_t size) : size_(size), data_(data) {}
 
   T* data() { return data_.get(); }
   size_t size() const { return size_; }

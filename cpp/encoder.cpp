@@ -67,6 +67,14 @@ class Ids {
   Id* data() { return data_.get(); }
   size_t size() const { return size_; }
 
+  // Leaves nothing here; the memory is no larger than the ids.
+  std::unique_ptr<Buffer<Id>> move_to_buffer() {
+    Id* const data = static_cast<Id*>(std::realloc(data_.get(), std::max<size_t>(1, size_ * sizeof(Id))));
+    if (!data) throw std::bad_alloc();
+    (void)data_.release();
+    return std::make_unique<Buffer<Id>>(data, size_);
+  }
+
  private:
   struct Free {
     void operator()(Id* data) const { std::free(data); }
@@ -183,6 +191,7 @@ class EncoderOf : public Encoder {
   }
 
   static std::unique_ptr<Buffer<Id>> joined(std::vector<Ids<Id>>& parts) {
+    if (parts.size() == 1) return parts[0].move_to_buffer();
     size_t size = 0;
     for (const auto& part : parts) size += part.size();
     auto all = std::make_unique<Buffer<Id>>(size);

@@ -54,6 +54,7 @@ def texts_of(block: Block, keys: Sequence[str], separator: str) -> Iterator[tupl
         texts, bad = Texts(content, offsets), []
         if len(odd):
             texts, bad = _with_odd(texts, odd.reshape(-1, 4).tolist(), lines, number, keys, separator)
+        del lines  # a line may be large
         yield texts, bad
         number += count
 

@@ -114,17 +114,24 @@ def _whole_lines(file: Opened, span: Span) -> Iterator[bytes]:
             skipping, chunk, start = not cut, chunk[cut:] if cut else b"", start + cut
         last = chunk.find(b"\n", int(max(stop - 1 - start, 0))) + 1 if at >= stop else 0
         if end := last or chunk.rfind(b"\n") + 1:
-            content = b"".join([*begun, chunk[:end]])
-            yield content.removeprefix(codecs.BOM_UTF8) if first else content
-            first, begun, begun_bytes, chunk = False, [], 0, chunk[end:]
+            begun.append(chunk[:end])
+            yield _put_together(begun, first)
+            first, begun_bytes, chunk = False, 0, chunk[end:]
         if last:
             return
         begun.append(chunk)
         begun_bytes += len(chunk)
         if begun_bytes > MAX_ROW_BYTES:
             raise UserError(f"{span.path} has a line of more than {MAX_ROW_BYTES:,} bytes: is it no .jsonl file?")
-    if content := b"".join(begun):
-        yield content.removeprefix(codecs.BOM_UTF8) if first else content
+    if any(begun):
+        yield _put_together(begun, first)
+
+
+def _put_together(begun: list[bytes], first: bool) -> bytes:
+    """The pieces as one, without the byte order mark of the first line; they are given up, as a line may be large."""
+    content = b"".join(begun)
+    begun.clear()
+    return content.removeprefix(codecs.BOM_UTF8) if first else content
 
 
 def _parsed(line: str | bytes) -> Any:
