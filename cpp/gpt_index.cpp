@@ -72,54 +72,55 @@ class ShortLengths {
 
 // Sample k starts at token k * seq_len of the documents laid end to end: as (position in `documents`, token in it). Of
 // the documents from `position` up to `last`, before which there are `before` tokens; sample 0 is known.
-void walk(Buffer<int64_t>& samples, const Buffer<int32_t>& documents, size_t position, size_t last, int64_t before,
+template <typename Place>
+void walk(Buffer<Place>& samples, const Buffer<int32_t>& documents, size_t position, size_t last, int64_t before,
           const ShortLengths& lengths, int64_t seq_len) {
   constexpr size_t kAhead = 32;
   const int64_t sample = std::max<int64_t>(1, (before + seq_len - 1) / seq_len);
-  int64_t* next = samples.data() + 2 * sample;
-  const int64_t* end = samples.data() + samples.size();
+  Place* next = samples.data() + 2 * sample;
+  const Place* end = samples.data() + samples.size();
   for (int64_t start = sample * seq_len; position < last && next < end; ++position) {
     if (position + kAhead < last) lengths.prefetch(documents[position + kAhead]);
     const int64_t after = before + lengths[documents[position]];
     for (; start < after && next < end; start += seq_len)
-      *next++ = static_cast<int64_t>(position), *next++ = start - before;
+      *next++ = static_cast<Place>(position), *next++ = static_cast<Place>(start - before);
     before = after;
   }
 }
 
-int64_t checked_tokens(const Input<int64_t>& lengths, int64_t first, int64_t last, int64_t seq_len, int64_t num_samples) {
+struct Tokens {
+  int64_t all, longest;  // of the documents together, of the longest
+};
+
+Tokens checked_tokens(const Input<int64_t>& lengths, int64_t first, int64_t last, int64_t seq_len, int64_t num_samples) {
   if (seq_len < 1 || num_samples < 1) throw std::invalid_argument("seq_len and num_samples have to be 1 or more");
   if (seq_len >= kMaxSeqLen || num_samples >= kMaxSamples)
     throw std::invalid_argument("more than 2^32 - 2 samples, or longer than 2^30 - 1 tokens, do not fit the index");
   if (first < 0 || last > static_cast<int64_t>(lengths.shape(0)) || first > last)
     throw std::invalid_argument("documents " + std::to_string(first) + " to " + std::to_string(last) + " are not among the " +
                                 std::to_string(lengths.shape(0)) + " documents");
-  int64_t tokens = 0;
+  Tokens tokens{0, 0};
   for (int64_t i = first; i < last; ++i) {
-    if (lengths.data()[i] < 0) throw std::invalid_argument("document " + std::to_string(i) + " has a negative length");
-    if (__builtin_add_overflow(tokens, lengths.data()[i], &tokens) || tokens > kMaxTokens)
+    const int64_t length = lengths.data()[i];
+    if (length < 0) throw std::invalid_argument("document " + std::to_string(i) + " has a negative length");
+    if (__builtin_add_overflow(tokens.all, length, &tokens.all) || tokens.all > kMaxTokens)
       throw std::invalid_argument("the documents hold more than 2^61 tokens");
+    tokens.longest = std::max(tokens.longest, length);
   }
-  if (tokens == 0) throw std::invalid_argument("the documents hold no tokens");
+  if (tokens.all == 0) throw std::invalid_argument("the documents hold no tokens");
   return tokens;
 }
 
-using Index = std::tuple<Output<int32_t>, Output<int64_t>, Output<uint32_t>>;
+using Index = std::tuple<Output<int32_t>, nb::ndarray<nb::numpy>, Output<uint32_t>>;
 
-Index gpt_index(Input<int64_t> lengths, int64_t first, int64_t last, int64_t seq_len, int64_t num_samples, uint32_t seed) {
-  Buffer<int32_t> documents(0);
-  Buffer<int64_t> samples(0);
-  Buffer<uint32_t> order(0);
+template <typename Place>
+Index laid_out(const Input<int64_t>& lengths, int64_t tokens, const Epochs& epochs, int64_t first, int64_t last,
+               int64_t seq_len, uint32_t seed) {
+  Buffer<int32_t> documents((last - first) * epochs.count);
+  Buffer<Place> samples(2 * (epochs.num_samples + 1));
+  Buffer<uint32_t> order(epochs.num_samples);
   {
     nb::gil_scoped_release release;
-    const int64_t tokens = checked_tokens(lengths, first, last, seq_len, num_samples);
-    const Epochs epochs = plan_epochs(tokens, seq_len, num_samples);
-    if (epochs.num_samples >= kMaxSamples || last > std::numeric_limits<int32_t>::max())
-      throw std::invalid_argument("more than 2^32 - 2 samples or 2^31 - 1 documents do not fit the index");
-    documents = Buffer<int32_t>((last - first) * epochs.count);
-    samples = Buffer<int64_t>(2 * (epochs.num_samples + 1));
-    order = Buffer<uint32_t>(epochs.num_samples);
-
     LegacyRandom random(seed);  // one generator through all shuffles, in this order
     const int64_t each = last - first, together = (epochs.count - (epochs.last_apart ? 1 : 0)) * each;
     const int64_t apart = (epochs.last_apart ? 1 : 0) * each;
@@ -143,7 +144,22 @@ Index gpt_index(Input<int64_t> lengths, int64_t first, int64_t last, int64_t seq
     walked.get();
     walked_apart.get();
   }
-  return {documents.move_to_numpy(), samples.move_to_numpy(2), order.move_to_numpy()};
+  return {documents.move_to_numpy(), nb::ndarray<nb::numpy>(samples.move_to_numpy(2)), order.move_to_numpy()};
+}
+
+Index gpt_index(Input<int64_t> lengths, int64_t first, int64_t last, int64_t seq_len, int64_t num_samples, uint32_t seed) {
+  Tokens tokens;
+  {
+    nb::gil_scoped_release release;
+    tokens = checked_tokens(lengths, first, last, seq_len, num_samples);
+  }
+  const Epochs epochs = plan_epochs(tokens.all, seq_len, num_samples);
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (epochs.num_samples >= kMaxSamples || last > kMost)
+    throw std::invalid_argument("more than 2^32 - 2 samples or 2^31 - 1 documents do not fit the index");
+  // As in Megatron: half the memory, but for places that do not fit.
+  const bool narrow = std::max((last - first) * epochs.count, tokens.longest) <= kMost;
+  return (narrow ? laid_out<int32_t> : laid_out<int64_t>)(lengths, tokens.all, epochs, first, last, seq_len, seed);
 }
 
 }  // namespace

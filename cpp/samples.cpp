@@ -17,11 +17,13 @@ using std::to_string;
 using AnyTokens = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = std::tuple<Output<int64_t>, Output<int32_t>, Output<int64_t>>;
 
+using Places = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
 // A dataset and Megatron's index over it. Nothing in them is trusted: a file can change under its map.
 struct Index {
   Input<int64_t> starts;     // the token at which each document starts, and the end
   Input<int32_t> documents;  // in the order of the epochs
-  Input<int64_t> samples;    // pairs: position in `documents`, token in that document
+  Places samples;            // pairs, int32 or int64: position in `documents`, token in that document
   Input<uint32_t> order;
   int64_t num_tokens;
 };
@@ -42,6 +44,12 @@ Span document_at(const Index& index, int64_t position) {
   if (span.first < 0 || span.first > span.last || span.last > index.num_tokens)
     throw std::invalid_argument("document " + to_string(number) + " is outside the tokens");
   return span;
+}
+
+int64_t place_at(const Index& index, int64_t number) {
+  const void* places = index.samples.data();
+  return index.samples.itemsize() == sizeof(int32_t) ? static_cast<const int32_t*>(places)[number]
+                                                     : static_cast<const int64_t*>(places)[number];
 }
 
 int64_t sample_at(const Index& index, int64_t wanted) {
@@ -67,7 +75,7 @@ template <typename T>
 void read_sample(const T* tokens, const Index& index, int64_t sample, int64_t* row, int64_t length,
                  std::vector<int32_t>& boundaries) {
   const size_t before = boundaries.size();
-  int64_t position = index.samples.data()[2 * sample], offset = index.samples.data()[2 * sample + 1];
+  int64_t position = place_at(index, 2 * sample), offset = place_at(index, 2 * sample + 1);
   for (int64_t filled = 0;;) {
     const Span span = document_at(index, position);
     if (offset < 0 || offset > span.last - span.first)
@@ -100,9 +108,11 @@ Rows read_rows(const AnyTokens& tokens, const Index& index, const Input<int64_t>
   return {rows.move_to_numpy(static_cast<size_t>(length)), flat.move_to_numpy(), ends.move_to_numpy()};
 }
 
-Rows read_samples(AnyTokens tokens, Input<int64_t> starts, Input<int32_t> documents, Input<int64_t> samples,
+Rows read_samples(AnyTokens tokens, Input<int64_t> starts, Input<int32_t> documents, Places samples,
                   Input<uint32_t> order, Input<int64_t> wanted, int64_t seq_len) {
   if (seq_len < 1 || seq_len >= 1 << 30) throw std::invalid_argument("seq_len has to be 1 to 2^30 - 1");
+  if (samples.dtype() != nb::dtype<int32_t>() && samples.dtype() != nb::dtype<int64_t>())
+    throw std::invalid_argument("samples have to be int32 or int64");
   const Index index{starts, documents, samples, order, static_cast<int64_t>(tokens.shape(0))};
   const nb::dlpack::dtype type = tokens.dtype();
   if (type == nb::dtype<uint16_t>()) return read_rows<uint16_t>(tokens, index, wanted, seq_len);

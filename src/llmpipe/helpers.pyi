@@ -20,7 +20,7 @@ def check_index(
 
 def gpt_index(
     lengths: NDArray[np.int64], first: int, last: int, seq_len: int, num_samples: int, seed: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint32]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32] | NDArray[np.int64], NDArray[np.uint32]]:
     """Megatron's document, sample and shuffle index over documents first..last-1, in as many epochs as needed.
 
     Sample k is the seq_len + 1 tokens from (document position, offset) = samples[order[k]] on; `samples` is (n + 1, 2).
@@ -59,7 +59,7 @@ def read_samples(
     tokens: NDArray[Any],
     starts: NDArray[np.int64],
     documents: NDArray[np.int32],
-    samples: NDArray[np.int64],
+    samples: NDArray[np.int32] | NDArray[np.int64],
     order: NDArray[np.uint32],
     wanted: NDArray[np.int64],
     seq_len: int,

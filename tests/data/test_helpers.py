@@ -89,9 +89,19 @@ def test_blend_index_equals_the_twin(weights: list[float]) -> None:
 
 def test_types_of_the_indices_are_megatrons() -> None:
     documents, samples, order = helpers.gpt_index(np.array([5, 6]), 0, 2, 2, 4, 1)
-    assert (documents.dtype, samples.dtype, order.dtype) == (np.int32, np.int64, np.uint32)
+    assert (documents.dtype, samples.dtype, order.dtype) == (np.int32, np.int32, np.uint32)
     assert samples.shape == (len(order) + 1, 2)
     assert [array.dtype for array in helpers.blend_index(np.array([1.0]), 3)] == [np.int16, np.int64]
+
+
+@pytest.mark.parametrize(("longest", "dtype"), [(2**31 - 1, np.int32), (2**31, np.int64), (2**35, np.int64)])
+def test_places_that_int32_does_not_hold(longest: int, dtype: type) -> None:
+    """Megatron's rule: the longest document, and how many there are, say which type the places of samples have."""
+    arguments = (np.array([4, longest, 9]), 0, 3, 2**29, longest // 2**29 + 2, 5)
+    found = helpers.gpt_index(*arguments)
+    assert found[1].dtype == dtype
+    for ours, theirs in zip(found, index_twins.gpt_index(*arguments), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +150,15 @@ def test_read_samples(dtype: str) -> None:
     assert ends.tolist() == [1, 2, 3]
 
 
+def test_places_of_samples_are_read_in_either_type() -> None:
+    for ours, other in zip(
+        helpers.read_samples(**WINDOWS | {"samples": WINDOWS["samples"].astype(np.int32)}),
+        helpers.read_samples(**WINDOWS),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, other)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -154,6 +173,8 @@ def test_read_samples(dtype: str) -> None:
         ({"tokens": np.arange(6, dtype=np.uint16)}, "document 2 is outside the tokens"),
         ({"starts": np.array([0, 3, 3, 2, 12])}, "document 2 is outside the tokens"),
         ({"samples": np.full(12, 7)}, "sample 0 starts outside its document"),
+        ({"samples": np.zeros(12, np.float32)}, "samples have to be int32 or int64"),
+        ({"samples": np.full(12, 7, np.int32)}, "sample 0 starts outside its document"),
         ({"seq_len": 0}, "seq_len has to be 1"),
         ({"tokens": np.zeros(12, np.uint32)}, "tokens of this type are not read"),
     ],
