@@ -1,11 +1,11 @@
-"""Encoders alone and whole commands from .jsonl to .bin and .idx, peers beside llmpipe in one run.
+"""Encoders alone, peers beside llmpipe in one run; the whole command is benchmarks/tokenizing_peers.py.
 
-WORK gets the corpus (benchmarks/corpus.py) and what the commands write. Each measurement is a process of its own, so
+WORK gets the corpus (benchmarks/corpus.py). Each measurement is a process of its own, so
 that caches are cold at its first pass; peers take turns, and medians over --rounds are printed as tables for
 docs/numbers/tokenizing.md. Speed is text in UTF-8 per CPU second of the process (user and system), which other work on
 the machine disturbs less than the clock. Ids are compared with the tokenizer's own library, document by document.
 
-    python benchmarks/tokenizing.py WORK --tokenizer DIR... [--rounds 3] [--megabytes 165] [--megatron CHECKOUT]
+    python benchmarks/tokenizing.py WORK --tokenizer DIR... [--rounds 3] [--megabytes 165]
         [--part alone --part same ...]
 
 DIR: a tokenizer.model of SentencePiece or tiktoken, or tekken.json; for gigatoken, fastokens and tokenizers with the
@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -155,56 +154,6 @@ def long_lines(folder: Path) -> list[tuple[str, float, float, float]]:
     return rows
 
 
-def commands(work: Path, folder: Path, path: Path, megatron: Path | None) -> dict[str, list[str]]:
-    """Whole commands from the corpus to a dataset, by name."""
-    llmpipe = [sys.executable, "-m", "llmpipe", "tokenize", str(path), "--tokenizer", str(folder)]
-    found = {
-        f"llmpipe tokenize --workers {n}": [*llmpipe, "--workers", str(n), "--output", str(work / f"own{n}")]
-        for n in (1, 2)
-    }
-    mapped = """
-import datasets, sys, transformers
-tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=sys.argv[2])
-rows = datasets.load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[3])
-rows.map(lambda batch: tokenizer(batch["text"]), batched=True, remove_columns=["text"], load_from_cache_file=False)
-"""
-    found["datasets.map"] = [
-        sys.executable,
-        "-c",
-        mapped,
-        str(path),
-        str(folder / "tokenizer.json"),
-        str(work / "cache"),
-    ]
-    if megatron and opened_kind(folder) == "sentencepiece":
-        options = ["--input", str(path), "--tokenizer-type", "SentencePieceTokenizer", "--append-eod"]
-        options += ["--tokenizer-model", str(folder / "tokenizer.model"), "--workers", "1"]
-        tool = str(megatron / "tools/preprocess_data.py")
-        found["Megatron-LM preprocess_data.py"] = [
-            sys.executable,
-            tool,
-            *options,
-            "--output-prefix",
-            str(work / "megatron"),
-        ]
-    return found
-
-
-def opened_kind(folder: Path) -> str:
-    from llmpipe.data.tokenizer import open_tokenizer
-
-    return open_tokenizer(folder).kind
-
-
-def timed(command: list[str]) -> tuple[float, float, float]:
-    """Seconds by the clock, CPU seconds of the process and its children, and the highest resident memory in MB."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.monotonic() - start, cpu, after.ru_maxrss / 1024
-
-
 def alone(folder: Path, path: Path, rounds: int, megabytes: float) -> None:
     """Print the table of encoders."""
     found: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
@@ -222,31 +171,13 @@ def alone(folder: Path, path: Path, rounds: int, megabytes: float) -> None:
             print(f"| {peer} | {cold:.1f} | {warm:.1f} | {memory:.0f} |", flush=True)
 
 
-def whole(work: Path, folder: Path, path: Path, rounds: int, megatron: Path | None) -> None:
-    """Print the table of commands."""
-    size = sum(len(text) for batch in batches(path, 1e9) for text in batch) / 1e6
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    for _ in range(rounds):
-        for name, command in commands(work, folder, path, megatron).items():
-            try:
-                found.setdefault(name, []).append(timed(command))
-            except subprocess.CalledProcessError:
-                print(f"{name} fails", file=sys.stderr)
-    print("| command | seconds | CPU seconds | MB/s of CPU | resident MB |\n|---|---|---|---|---|")
-    for name, times in found.items():
-        if times:
-            seconds, cpu, memory = (statistics.median(column) for column in zip(*times, strict=True))
-            print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {size / cpu:.1f} | {memory:.0f} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--tokenizer", type=Path, nargs="+", required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=float, default=165)
-    parser.add_argument("--megatron", type=Path, help="a checkout of Megatron-LM, which is put on PYTHONPATH")
-    parser.add_argument("--part", choices=["alone", "same", "whole", "long", "fuzz"], action="append")
+    parser.add_argument("--part", choices=["alone", "same", "long", "fuzz"], action="append")
     options = parser.parse_args()
     path = options.work / "corpus.jsonl"
     if not path.exists():
@@ -254,7 +185,7 @@ def main() -> None:
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     for folder in options.tokenizer:
         print(f"\n## {folder.name}\n", flush=True)
-        parts = options.part or ["alone", "same", "whole", "long", "fuzz"]
+        parts = options.part or ["alone", "same", "long", "fuzz"]
         if "alone" in parts:
             alone(folder, path, options.rounds, options.megabytes)
         if "same" in parts:
@@ -264,8 +195,6 @@ def main() -> None:
         if "long" in parts:
             for name, ten, hundred, memory in long_lines(folder):
                 print(f"a line of {name}: 10 MB {ten:.2f} s, 100 MB {hundred:.2f} s, {memory:.0f} MB more", flush=True)
-        if "whole" in parts:
-            whole(options.work, folder, path, options.rounds, options.megatron)
 
 
 if __name__ == "__main__":
