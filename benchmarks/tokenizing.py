@@ -1,7 +1,7 @@
 """Encoders alone, peers beside llmpipe in one run; the whole command is benchmarks/tokenizing_peers.py.
 
-WORK gets the corpus (benchmarks/corpus.py). Each measurement is a process of its own, so
-that caches are cold at its first pass; peers take turns, and medians over --rounds are printed as tables for
+WORK gets the corpus (benchmarks/corpus.py). Each measurement is a process of its own, so that caches are cold at its
+first pass; peers take turns, and medians over --rounds are printed as tables for
 docs/numbers/tokenizing.md. Speed is text in UTF-8 per CPU second of the process (user and system), which other work on
 the machine disturbs less than the clock. Ids are compared with the tokenizer's own library, document by document.
 
