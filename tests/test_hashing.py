@@ -89,6 +89,14 @@ def test_one_more_file(kind: None, files: dict[Path, str]) -> None:
     assert hashes.results() == dict(others)
 
 
+def test_a_file_that_was_hashed_elsewhere_is_not_read(files: dict[Path, str]) -> None:
+    hashes, (path, digest) = FileHashes(files), list(files.items())[-1]
+    path.unlink()
+    hashes.found(path, digest)
+    hashes.found(path.with_name("no file of these"), digest)
+    assert hashes.results() == files
+
+
 def test_a_file_that_is_gone(files: dict[Path, str]) -> None:
     next(iter(files)).unlink()
     with FileHashes(files) as hashes, pytest.raises(FileNotFoundError):

@@ -74,6 +74,15 @@ class FileHashes:
                 self.beside(digest, buffer[:count])
         return digest.hexdigest()
 
+    def found(self, path: Path, digest: str) -> None:
+        """Whoever read the whole file has its SHA-256: it is not hashed again, unless a thread is at it."""
+        with self._lock:
+            known = [stream for stream in self._waiting if stream.path == path]
+            self._waiting = [stream for stream in self._waiting if stream.path != path]
+            self._done |= {stream.path: digest for stream in known}
+        for stream in known:
+            stream.close()
+
     def results(self) -> dict[Path, str]:
         """The SHA-256 of each file in hexadecimal; what is left of them is hashed on every core."""
         cores = os.cpu_count() or 1

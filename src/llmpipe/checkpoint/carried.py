@@ -1,11 +1,12 @@
 """The files beside the weights, and the byte-for-byte copies of both."""
 
 import fcntl
-import hashlib
+from io import FileIO
 from pathlib import Path
 
 from llmpipe.errors import UserError
-from llmpipe.files import CHUNK_BYTES, read_json
+from llmpipe.files import EarlyWriteback, read_json
+from llmpipe.hashing import new_hash
 from llmpipe.progress import Progress
 
 # Everything else beside a model's weights: another format's weights, pictures, a repository's own files.
@@ -29,6 +30,7 @@ _LARGE = ("tekken.json", "tokenizer.json")  # read by the libraries that know th
 _AGAIN = "copy or download it again, or take it away"
 _POINTER = b"version https://git-lfs"
 _FICLONE = 0x40049409  # linux/fs.h
+_WARM_BYTES = 1 << 20  # stay in a core's cache until they are hashed and written
 
 
 def goes_along(name: str) -> bool:
@@ -69,15 +71,16 @@ def copy_hashed(source: Path, target: Path, shown: Progress | None = None) -> st
     """Copy a file, as a reflink where the file system can; returns its SHA-256."""
     check_pulled(source)
     target.parent.mkdir(exist_ok=True)
-    digest = hashlib.sha256()
-    with source.open("rb") as read, target.open("wb") as write:
-        cloned = _reflink(read.fileno(), write.fileno())
-        while buffer := read.read(CHUNK_BYTES):
-            digest.update(buffer)
+    digest, buffer = new_hash(), memoryview(bytearray(_WARM_BYTES))
+    with FileIO(source) as read, target.open("wb") as write:
+        cloned, writeback = _reflink(read.fileno(), write.fileno()), EarlyWriteback(write.fileno())
+        while count := read.readinto(buffer):
+            digest.update(buffer[:count])
             if not cloned:
-                write.write(buffer)
+                write.write(buffer[:count])
+                writeback.reached(write.tell())
             if shown:
-                shown.add(len(buffer), source.name)
+                shown.add(count, source.name)
     return digest.hexdigest()
 
 

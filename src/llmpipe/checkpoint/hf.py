@@ -96,9 +96,10 @@ def _copy_weights(mover: Mover, directory: Path) -> dict[str, str | None]:
     total = sum((source / name).stat().st_size for name in names)
     with progress("convert (copy)", total, "B") as shown, ThreadPoolExecutor(1) as beside:
         finite = beside.submit(mover.check_finite, targets(mover.source))
-        hashes: dict[str, str | None] = {
-            new: copy_hashed(source / name, directory / new, shown) for name, new in names.items()
-        }
+        hashes: dict[str, str | None] = {}
+        for name, new in names.items():
+            hashes[new] = digest = copy_hashed(source / name, directory / new, shown)
+            mover.sources.found(source / name, digest)
         finite.result()
     return hashes
 
