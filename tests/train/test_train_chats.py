@@ -86,8 +86,10 @@ def test_packed_chats_train_as_transformers_does_unpacked(packed, chat_model: Pa
 LAYOUTS = {
     "alone": {"recipe": {"packing": False}},
     "alone, 3 a micro-batch, dp2": {"recipe": {"packing": False}, "micro_batch": 3, "dp": 2},
+    "alone, 3 a micro-batch, cp2": {"recipe": {"packing": False}, "micro_batch": 3, "cp": 2},
     "alone, tp2-pp2": {"recipe": {"packing": False}, "micro_batch": 3, "tp": 2, "pp": 2},
     "packed, tp2-dp2": {"tp": 2, "dp": 2},
+    "packed, cp2-tp2": {"cp": 2, "tp": 2},
 }
 
 
