@@ -20,6 +20,64 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dropout:
+    """Shares of values that are zeroed in training, at random."""
+
+    hidden: float = 0.0
+    """Of the embedding, and of what attention and MLP add to the residual stream."""
+    attention: float = 0.0
+    """Of attention's probabilities."""
+    lima: bool = False
+    """`hidden` rises linearly from 0 in the first layer, and at the embedding, to its full value in the last one.
+    Zhou et al. 2023, LIMA."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "attention"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"dropout.{name} is {getattr(self, name)}, but has to be from 0 to below 1")
+        if self.lima and not self.hidden:
+            raise UserError("dropout.lima raises dropout.hidden over the layers, but that is 0")
+
+    @property
+    def embedding(self) -> float:
+        """The share at the embedding."""
+        return 0.0 if self.lima else self.hidden
+
+    def hidden_of(self, layer: int, num_layers: int) -> float:
+        """The share in a layer."""
+        return self.hidden * layer / max(1, num_layers - 1) if self.lima else self.hidden
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossScale:
+    """What the loss is multiplied by in fp16, so that small gradients are numbers there too: Megatron's rule."""
+
+    initial: float = 2.0**32
+    min: float = 1.0
+    """It is never made smaller than this."""
+    window: int = 1000
+    """Steps without overflow after which it grows."""
+    hysteresis: int = 2
+    """Steps with overflow since it grew last, from which on each one makes it smaller."""
+    growth: float = 2.0
+    backoff: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min <= self.initial < math.inf:
+            raise UserError(
+                f"loss_scale: min is {self.min} and initial {self.initial}, but 0 < min <= initial has to hold"
+            )
+        for name in ("window", "hysteresis"):
+            if getattr(self, name) < 1:
+                raise UserError(f"loss_scale.{name} is {getattr(self, name)}, but has to be 1 or more")
+        if not (1 < self.growth < math.inf and 0 < self.backoff < 1):
+            raise UserError(
+                f"loss_scale: growth is {self.growth} and backoff {self.backoff}, but growth has to be above 1,"
+                " backoff between 0 and 1"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How to train."""
 
@@ -32,8 +90,17 @@ class Recipe:
     lr: float
     """The peak learning rate."""
     schedule: Schedule = field(default_factory=Schedule)
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """What forward and backward compute in; master weights, gradients' sums and optimizer state are fp32."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """What forward and backward compute in."""
+    parameters: Literal["bf16", "fp32"] = "fp32"
+    """What the model's shards are kept in. With fp32 they are the master weights themselves."""
+    master_weights: bool = True
+    """With bf16 parameters: the optimizer has fp32 copies, and fp32 state. false: it steps the bf16 parameters, whose
+    small changes are lost to rounding, and has bf16 state."""
+    gradients: Literal["bf16", "fp32"] = "fp32"
+    """What gradients are summed up in over micro-batches and ranks."""
+    loss_scale: LossScale = field(default_factory=LossScale)
+    """Of fp16 alone."""
     weight_decay: float = 0.1
     """AdamW's decoupled decay, of matrices alone: norms and biases have none."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -49,13 +116,21 @@ class Recipe:
     each sequence, and a micro-batch is as long as its longest."""
     scalar_loss_mask: float = 0.0
     """Of chats: how much tokens that are not the assistant's count in the loss; the assistant's count 1."""
-    recompute: Literal["off", "full"] = "off"
-    """full: each layer's activations are computed again in the backward pass."""
+    dropout: Dropout = field(default_factory=Dropout)
+    recompute: Literal["off", "selective", "full"] = "off"
+    """full: layers' activations are computed again in the backward pass; selective: only those between their products
+    with weights, attention and the MLP's activation."""
+    recompute_every: int = 1
+    """Only every so-manyth layer's."""
+    compile: bool = False
+    """Each layer is compiled by torch.compile."""
+    deterministic: bool = False
+    """Kernels that give the same bits each time, where there are such; the log names those that do not."""
     save_every: int = 100
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "global_batch", "steps", "save_every"):
+        for name in ("seq_len", "global_batch", "steps", "save_every", "recompute_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but has to be 1 or more")
         for name in ("lr", "clip", "eps"):

@@ -1,14 +1,12 @@
 """The linear cross-entropy against torch's, split over chunks and ranks, and the memory that it takes."""
 
-import weakref
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from live_bytes import Live
 from llmpipe.layout import Layout
 from llmpipe.model import loss
 from llmpipe.model.loss import Rows, linear_cross_entropy
@@ -98,32 +96,6 @@ def test_without_gradients_none_are_made() -> None:
     trained = linear_cross_entropy(x.requires_grad_(), head.detach(), labels, weights, rows)  # a frozen head
     (3 * trained).sum().backward()
     assert_close(x.grad, expected()[1], 1e-6)
-
-
-class Live(TorchDispatchMode):
-    """The bytes of all storages that were made under it and are alive, at their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak, self.known = 0, 0, set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
-                self._add(tensor.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self.known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def peak_bytes(tokens: int, vocab: int, hidden: int) -> int:

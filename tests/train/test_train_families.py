@@ -64,10 +64,10 @@ def steps(name: str, layout: Layout, groups):
     source = SimpleNamespace(shape=shape, read=lambda key, slices: weights[key][slices])
     with torch.device("meta"):
         model = Decoder(shape, groups.tp, layout.stages, groups.at.pp)
-    shard(model, groups, torch.float32)
+    shard(model, groups, torch.float32, torch.float32)
     model.to_empty(device="cpu")
-    fill(model, source, groups.tp, groups.num_data, groups.data_rank)
     optimizer = Optimizer(model, shape, replace(RECIPE, clip=0.5), groups)
+    fill(optimizer.parameters, source, groups.tp, groups.num_data, groups.data_rank)
     count = NUM_MICRO_BATCHES // layout.dp
     schedule = make_schedule(model, groups, count, NUM_TOKENS, shape.hidden, torch.float32)
     for step in range(NUM_STEPS):

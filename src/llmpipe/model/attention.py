@@ -6,6 +6,7 @@ N tokens of all rows and documents end to end, of which each of cp context ranks
 import torch
 import torch.nn.functional as F
 
+from llmpipe.model.dropout import Key, seeded
 from llmpipe.model.packed import Packed
 from llmpipe.parallel.compat import varlen_causal, varlen_has_windows
 from llmpipe.parallel.context import gather_keys
@@ -14,38 +15,49 @@ MOST_MASKED = 1024  # queries: a mask has them times all keys
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: Packed, window: int | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    packed: Packed,
+    window: int | None = None,
+    dropout: float = 0.0,
+    key: Key | None = None,
 ) -> torch.Tensor:
     """q (N/cp, heads, D), k and v (N/cp, kv_heads, D) → (N/cp, heads, D); no token sees another document's.
 
-    With a window a token sees that many tokens, the last of which is itself.
+    With a window a token sees that many tokens, the last of which is itself. With a key a share of the probabilities
+    is dropped.
     """
     if packed.cp.size > 1:
         k, v = gather_keys(k, v, packed.cp, packed.seen)
+    if dropout and key:  # which the variable-length kernel cannot
+        with seeded(key, q.device):
+            return _piece_by_piece(q, k, v, packed, window, dropout)
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and (window is None or varlen_has_windows()):
         return varlen_causal(q, k, v, packed.cu_queries, packed.cu_keys, *packed.longest, window)
     return _piece_by_piece(q, k, v, packed, window)
 
 
 def _piece_by_piece(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: Packed, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: Packed, window: int | None, dropout: float = 0.0
 ) -> torch.Tensor:
     """There is no variable-length kernel for the CPU or for fp32, and a mask over all N costs N² work."""
     queries, keys = zip(*packed.pieces, strict=True)
     parts = zip(q.split(queries), k.split(keys), v.split(keys), strict=True)
-    return torch.cat([_causal(*part, window) for part in parts])
+    return torch.cat([_causal(*part, window, dropout) for part in parts])
 
 
-def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
+def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, dropout: float) -> torch.Tensor:
     """The last tokens of a text: q (T, heads, D) and k, v (S ≥ T, kv_heads, D), which end together → (T, heads, D)."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T or S, D)
     num_keys = k.shape[2]
     if q.shape[2] < num_keys or (window is not None and window < num_keys):
-        return _masked(q, k, v, window or num_keys)[0].transpose(0, 1)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+        return _masked(q, k, v, window or num_keys, dropout)[0].transpose(0, 1)
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True)
+    return out[0].transpose(0, 1)
 
 
-def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, dropout: float) -> torch.Tensor:
     """(1, heads, T or S, D) each: as many queries at a time as the window is wide, so that the work is T · window."""
     parts, before = [], k.shape[2] - q.shape[2]
     for q_part in q.split(min(window, MOST_MASKED), dim=2):
@@ -55,6 +67,6 @@ def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> t
         keys = torch.arange(first, stop, device=q.device)
         seen = (keys <= queries) & (keys > queries - window)
         k_part, v_part = k[:, :, first:stop], v[:, :, first:stop]
-        parts.append(F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=seen, enable_gqa=True))
+        parts.append(F.scaled_dot_product_attention(q_part, k_part, v_part, seen, dropout, enable_gqa=True))
         before = stop
     return torch.cat(parts, dim=2)

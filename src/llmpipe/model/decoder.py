@@ -7,16 +7,18 @@ share of the micro-batch's tokens, and only attention sees the others'.
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from llmpipe.families import ONE_STAGE, Shape
 from llmpipe.layout import Stages, chunk
+from llmpipe.model.dropout import Key, drop
 from llmpipe.model.layer import Layer, norm_of
 from llmpipe.model.loss import Rows, linear_cross_entropy
 from llmpipe.model.packed import Packed
+from llmpipe.model.recompute import Recompute, recomputed
 from llmpipe.model.rope import rope_table
 from llmpipe.parallel.groups import ContextParallel, TensorParallel
 from llmpipe.parallel.tensor import Weight, column_linears, vocab_embedding
+from llmpipe.recipe import Dropout
 
 
 class Decoder(nn.Module):
@@ -31,12 +33,14 @@ class Decoder(nn.Module):
         tp: TensorParallel | None = None,
         stages: Stages = ONE_STAGE,
         rank: int = 0,
-        recompute: bool = False,
+        recompute: Recompute | None = None,
         cp: ContextParallel | None = None,
+        dropout: Dropout | None = None,
     ):
         super().__init__()
         self.cp = cp or ContextParallel()
-        self.shape, self.tp, self.recompute = shape, tp or TensorParallel(), recompute
+        self.shape, self.tp = shape, tp or TensorParallel()
+        self.recompute, self.dropout = recompute or Recompute(), dropout or Dropout()
         self.is_first, self.is_last = rank == 0, rank == stages.pp - 1
         shape.check_split(self.tp.size, stages)
         rows = chunk(shape.vocab, self.tp.size, self.tp.rank)
@@ -44,10 +48,18 @@ class Decoder(nn.Module):
         if self.is_first or (self.is_last and shape.tie_embeddings):
             self.embedding = Weight(num_local_rows, shape.hidden)
         self.runs = stages.runs(shape.num_layers, rank)
-        self.layers = nn.ModuleDict({str(i): Layer(shape, self.tp, i) for run in self.runs for i in run})
+        self.layers = nn.ModuleDict({str(i): self._layer(i) for run in self.runs for i in run})
         if self.is_last:
             self.norm = norm_of(shape)
             self.head = self.embedding if shape.tie_embeddings else Weight(num_local_rows, shape.hidden)
+
+    def _layer(self, i: int) -> Layer:
+        return Layer(self.shape, self.tp, i, self.dropout, self.recompute.cores(i))
+
+    def compile_layers(self) -> None:
+        """Compile each layer by itself: what stands around it, FSDP2's gathering too, stays as it is."""
+        for layer in self.layers.values():
+            layer.forward = torch.compile(layer.forward)
 
     def forward(
         self,
@@ -56,17 +68,21 @@ class Decoder(nn.Module):
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         run: int = 0,
+        seed: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One micro-batch through one of this rank's runs of layers: its stage, or one of its virtual stages.
 
         x: the first stage's (N,) token ids, else the stage before's (N/tp, H). cu_seqlens: (documents + 1,), any
         leading dimensions of 1, over all context ranks' tokens. Returns (N/tp, H); from the last stage Σ weights·ℓ as
-        (1,), or without labels this rank's logits (N, V/tp).
+        (1,), or without labels this rank's logits (N, V/tp). seed: (1,), the micro-batch's of this rank; None drops
+        nothing.
         """
         packed = Packed(cu_seqlens.flatten(), self.cp)
+        key = None if seed is None else (int(seed),)
         if self.is_first and run == 0:
             x = vocab_embedding(x, self.tp, self.embedding, self.first_row)  # (N,) → (N/tp, H)
-        x = self._through_layers(x, packed, run)
+            x = drop(x, self.dropout.embedding, key and (*key, "embedding"))
+        x = self._through_layers(x, packed, run, key)
         if not (self.is_last and run == len(self.runs) - 1):
             return x
         x = self.norm(x)  # (N/tp, H)
@@ -75,12 +91,9 @@ class Decoder(nn.Module):
         rows = Rows(self.tp, self.shape.vocab, self.first_row)
         return linear_cross_entropy(x, self.head.weight, labels, weights, rows)  # (1,)
 
-    def _through_layers(self, x: torch.Tensor, packed: Packed, run: int) -> torch.Tensor:
+    def _through_layers(self, x: torch.Tensor, packed: Packed, run: int, key: Key | None) -> torch.Tensor:
         """(N/tp, H) → (N/tp, H)."""
         cos, sin = rope_table(packed.positions(), packed.lengths(), self.shape)
-        for layer in (self.layers[str(i)] for i in self.runs[run]):
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, packed, use_reentrant=False)  # type: ignore[assignment]
-            else:
-                x = layer(x, cos, sin, packed)
+        for i in self.runs[run]:
+            x = recomputed(self.recompute.whole(i), self.layers[str(i)], x, cos, sin, packed, key and (*key, i))
         return x

@@ -10,10 +10,13 @@ from torch import nn
 
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.model.attention import attend
+from llmpipe.model.dropout import Key, drop
 from llmpipe.model.packed import Packed
+from llmpipe.model.recompute import recomputed
 from llmpipe.model.rope import rotate
 from llmpipe.parallel.groups import TensorParallel
 from llmpipe.parallel.tensor import Weight, column_linears, row_linear
+from llmpipe.recipe import Dropout
 
 
 class RMSNorm(Weight):
@@ -47,11 +50,15 @@ def norm_of(shape: Shape) -> RMSNorm | LayerNorm:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention over this rank's heads; a token sees the `window` tokens that end with itself."""
+    """Grouped-query self-attention over this rank's heads; a token sees the `window` tokens that end with itself.
 
-    def __init__(self, shape: Shape, tp: TensorParallel, window: int | None):
+    `recompute`: what lies between the products with weights is not kept for the backward pass.
+    """
+
+    def __init__(self, shape: Shape, tp: TensorParallel, window: int | None, dropout: float, recompute: bool):
         super().__init__()
         self.tp, self.head_dim, self.window = tp, shape.head_dim, window
+        self.dropout, self.recompute = dropout, recompute
         num_local_heads = shape.num_heads // tp.size
         num_local_kv_heads = max(1, shape.num_kv_heads // tp.size)  # fewer KV heads than ranks: some hold the same head
         self.q = Weight(num_local_heads * self.head_dim, shape.hidden, bias=shape.qkv_bias)
@@ -61,63 +68,94 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, packed: Packed) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, packed: Packed, key: Key | None
+    ) -> torch.Tensor:
         flat = column_linears(x, self.tp, self.q, self.k, self.v)  # (N/tp, H) → (N, local heads · D) each
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in flat)  # (N, local heads, D)
+        return recomputed(self.recompute, self._between, *flat, cos, sin, packed, key)
+
+    def _between(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        packed: Packed,
+        key: Key | None,
+    ) -> torch.Tensor:
+        """(N, local heads · D) each → (N/tp, H)."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))  # (N, local heads, D)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        out = attend(q, k, v, packed, self.window)  # (N, local heads, D)
+        out = attend(q, k, v, packed, self.window, self.dropout, key)  # (N, local heads, D)
         return row_linear(out.flatten(1), self.tp, self.o)  # (N/tp, H)
 
 
 class SwiGLU(nn.Module):
     """Shazeer 2020."""
 
-    def __init__(self, shape: Shape, tp: TensorParallel):
+    def __init__(self, shape: Shape, tp: TensorParallel, recompute: bool):
         super().__init__()
-        self.tp = tp
+        self.tp, self.recompute = tp, recompute
         self.gate = Weight(shape.ffn // tp.size, shape.hidden, bias=shape.mlp_bias)
         self.up = Weight(shape.ffn // tp.size, shape.hidden, bias=shape.mlp_bias)
         self.down = Weight(shape.hidden, shape.ffn // tp.size, bias=shape.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = column_linears(x, self.tp, self.gate, self.up)  # (N/tp, H) → (N, ffn/tp) each
-        return row_linear(F.silu(gate) * up, self.tp, self.down)  # (N/tp, H)
+        return recomputed(self.recompute, self._down, gate, up)  # (N/tp, H)
+
+    def _down(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return row_linear(F.silu(gate) * up, self.tp, self.down)
 
 
 class GELU(nn.Module):
     """The exact one, without a gate. Hendrycks and Gimpel 2016."""
 
-    def __init__(self, shape: Shape, tp: TensorParallel):
+    def __init__(self, shape: Shape, tp: TensorParallel, recompute: bool):
         super().__init__()
-        self.tp = tp
+        self.tp, self.recompute = tp, recompute
         self.up = Weight(shape.ffn // tp.size, shape.hidden, bias=shape.mlp_bias)
         self.down = Weight(shape.hidden, shape.ffn // tp.size, bias=shape.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (up,) = column_linears(x, self.tp, self.up)  # (N/tp, H) → (N, ffn/tp)
-        return row_linear(F.gelu(up), self.tp, self.down)  # (N/tp, H)
+        return recomputed(self.recompute, self._down, up)  # (N/tp, H)
+
+    def _down(self, up: torch.Tensor) -> torch.Tensor:
+        return row_linear(F.gelu(up), self.tp, self.down)
 
 
 MLPS = {"swiglu": SwiGLU, "gelu": GELU}
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each behind a norm: one after the other, or side by side on the layer's input."""
+    """Attention and MLP, each behind a norm: one after the other, or side by side on the layer's input.
 
-    def __init__(self, shape: Shape, tp: TensorParallel, layer: int):
+    What is added to the residual stream passes through dropout first. `recompute`: what is large and cheap to compute
+    is not kept for the backward pass.
+    """
+
+    def __init__(
+        self, shape: Shape, tp: TensorParallel, layer: int, dropout: Dropout | None = None, recompute: bool = False
+    ):
         super().__init__()
-        family = FAMILIES[shape.family]
-        self.parallel = family.parallel
+        family, dropout = FAMILIES[shape.family], dropout or Dropout()
+        self.parallel, self.dropout = family.parallel, dropout.hidden_of(layer, shape.num_layers)
         self.attention_norm = norm_of(shape)
-        self.attention = Attention(shape, tp, shape.window_of(layer))
+        self.attention = Attention(shape, tp, shape.window_of(layer), dropout.attention, recompute)
         self.mlp_norm = norm_of(shape) if shape.mlp_norm else None
-        self.mlp = MLPS[family.mlp](shape, tp)
+        self.mlp = MLPS[family.mlp](shape, tp, recompute)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, packed: Packed) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, packed: Packed, key: Key | None = None
+    ) -> torch.Tensor:
+        """(N/tp, H) → (N/tp, H); without a key nothing is dropped."""
         normed = self.attention_norm(x)  # (N/tp, H)
-        attended = self.attention(normed, cos, sin, packed)  # (N/tp, H)
+        attended = self.attention(normed, cos, sin, packed, key and (*key, "attention"))  # (N/tp, H)
         if self.parallel:
-            return x + (self.mlp(self.mlp_norm(x) if self.mlp_norm else normed) + attended)  # (N/tp, H)
+            added = self.mlp(self.mlp_norm(x) if self.mlp_norm else normed) + attended  # (N/tp, H)
+            return x + drop(added, self.dropout, key and (*key, "both"))
         assert self.mlp_norm
-        x = x + attended  # (N/tp, H)
-        return x + self.mlp(self.mlp_norm(x))  # (N/tp, H)
+        x = x + drop(attended, self.dropout, key and (*key, "attended"))  # (N/tp, H)
+        return x + drop(self.mlp(self.mlp_norm(x)), self.dropout, key and (*key, "mlp"))  # (N/tp, H)

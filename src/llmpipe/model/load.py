@@ -1,10 +1,10 @@
 """Each rank reads exactly its own bytes of a checkpoint or of rank files; no full tensor, no communication."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.source import TensorSource
@@ -22,12 +22,13 @@ def local_slices(shape: Shape, key: str, tp: int, tp_rank: int, dp: int = 1, dp_
 
 
 @torch.no_grad()
-def fill(model: nn.Module, source: TensorSource, tp: TensorParallel, dp: int = 1, dp_rank: int = 0) -> None:
-    """Copy a rank's slices into a model's parameters, plain or sharded by FSDP2, in the parameters' dtype."""
-    for key, parameter in model.named_parameters():
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        if local.numel():
-            local.copy_(source.read(key, local_slices(source.shape, key, tp.size, tp.rank, dp, dp_rank)))
+def fill(
+    parameters: Mapping[str, nn.Parameter], source: TensorSource, tp: TensorParallel, dp: int = 1, dp_rank: int = 0
+) -> None:
+    """Copy a rank's slices into its parameters, by our names, in the parameters' dtype."""
+    for key, parameter in parameters.items():
+        if parameter.numel():
+            parameter.copy_(source.read(key, local_slices(source.shape, key, tp.size, tp.rank, dp, dp_rank)))
 
 
 def load_decoder(
@@ -39,5 +40,5 @@ def load_decoder(
     with torch.device("meta"):
         model = Decoder(source.shape, tp, stages, rank)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
-    fill(model, source, tp)
+    fill(dict(model.named_parameters()), source, tp)
     return model

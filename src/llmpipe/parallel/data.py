@@ -10,12 +10,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from llmpipe.parallel.groups import Groups
 
 
-def shard(model: nn.Module, groups: Groups, compute: torch.dtype) -> None:
-    """Each rank keeps a chunk of every parameter of `model` and of its `layers`, in fp32, and computes in `compute`.
+def shard(model: nn.Module, groups: Groups, compute: torch.dtype, gradients: torch.dtype) -> None:
+    """Each rank keeps a chunk of every parameter of `model` and of its `layers`, as it is, and computes in `compute`.
 
-    Gradients are summed, not averaged, in fp32: the loss is already divided by the global batch's weight.
+    Gradients are summed, not averaged, over micro-batches and ranks in `gradients`: the loss is already divided by the
+    global batch's weight.
     """
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=gradients, cast_forward_inputs=False)
     # With several stages a layer's weights are needed again at once, by the next micro-batch.
     reshard = groups.layout.pp == 1
     layers: nn.ModuleDict = model.layers  # type: ignore[assignment]

@@ -4,7 +4,7 @@ M micro-batches of N tokens each (B rows of T), H hidden, tp ranks.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -51,39 +51,48 @@ def make_schedule(
         input_args=(tokens if groups.is_first_stage else between(True),),
         output_args=(loss if groups.is_last_stage else between(True),),
     )
-    return Schedule1F1B(made, num_micro_batches, loss_fn=_scaled, scale_grads=False)
+    return Schedule1F1B(made, num_micro_batches, loss_fn=_its_own, scale_grads=False)
 
 
-def _scaled(loss_sum: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The last stage's Σ w·ℓ of one micro-batch times 1 / Σ w of the global batch."""
-    return (loss_sum * scale).sum()
+def _its_own(loss: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """The last stage's output of one micro-batch, (1,), as the schedule wants it; there is no target."""
+    return loss.sum()
 
 
 def forward_backward(
-    model: nn.Module, schedule: Schedule1F1B | None, groups: Groups, batch: Batch, total_weight: torch.Tensor
+    model: nn.Module,
+    schedule: Schedule1F1B | None,
+    groups: Groups,
+    batch: Batch,
+    total_weight: torch.Tensor,
+    seeds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Accumulate the gradient of Σ w·ℓ / total_weight over the micro-batches (design decision 10).
 
-    Returns this rank's share of the loss, (): 0 but on the last stage.
+    Each weight is divided, not the sum: in fp16 total_weight holds the loss scale, which the loss's own gradient needs
+    too. seeds: (M,) int64, each micro-batch's for dropout. Returns this rank's share of the loss, (): 0 but on the last
+    stage.
     """
     if schedule is None:
-        return _accumulate(model, batch, total_weight)
+        return _accumulate(model, batch, total_weight, seeds)
     num_micro_batches = batch.tokens.shape[0]
     inputs = (batch.tokens.flatten(),) if groups.is_first_stage else ()  # (M·N,)
     losses: list[torch.Tensor] = []
-    last = {"target": (1 / total_weight).expand(num_micro_batches, 1), "losses": losses} if groups.is_last_stage else {}
+    last = {"target": torch.zeros(num_micro_batches), "losses": losses} if groups.is_last_stage else {}
+    dropped: dict[str, Any] = {} if seeds is None else {"seed": seeds}  # (M,)
     schedule.step(
         *inputs,
         **last,
         return_outputs=False,
         cu_seqlens=batch.cu_seqlens,  # (M, documents + 1)
         labels=batch.labels.flatten(),  # (M·N,)
-        weights=batch.weights.flatten(),  # (M·N,)
+        weights=(batch.weights / total_weight).flatten(),  # (M·N,)
+        **dropped,
     )
     return torch.stack(losses).sum().detach() if losses else torch.zeros((), device=groups.device)
 
 
-def _accumulate(model: nn.Module, batch: Batch, total_weight: torch.Tensor) -> torch.Tensor:
+def _accumulate(model: nn.Module, batch: Batch, total_weight: torch.Tensor, seeds: torch.Tensor | None) -> torch.Tensor:
     """One stage: gradients are reduced over dp once, in the last micro-batch's backward."""
     num_micro_batches = batch.tokens.shape[0]
     loss = torch.zeros((), device=batch.tokens.device)
@@ -93,7 +102,7 @@ def _accumulate(model: nn.Module, batch: Batch, total_weight: torch.Tensor) -> t
             model.set_requires_gradient_sync(is_last)
             model.set_reshard_after_backward(is_last)
             model.set_is_last_backward(is_last)
-        share = model(tokens, cu_seqlens, labels, weights)[0] / total_weight
+        share = model(tokens, cu_seqlens, labels, weights / total_weight, seed=None if seeds is None else seeds[i])[0]
         share.backward()
         loss += share.detach()
     return loss

@@ -15,8 +15,8 @@ from llmpipe.recipe import Recipe
 from llmpipe.yaml_file import build
 
 # Keys of a recipe that a run may go on under other values of. `steps` does change the steps to come: the rate's course,
-# and, beyond one epoch, the order of the data.
-CONTINUABLE = ("steps", "save_every", "recompute")
+# and, beyond one epoch, the order of the data. Other kernels round differently at most, as another layout does.
+CONTINUABLE = ("steps", "save_every", "recompute", "recompute_every", "compile", "deterministic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

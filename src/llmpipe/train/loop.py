@@ -9,9 +9,11 @@ import torch
 import torch.distributed as dist
 
 from llmpipe.errors import UserError
+from llmpipe.model.dropout import micro_batch_seeds
 from llmpipe.parallel.groups import Groups
 from llmpipe.parallel.pipeline import forward_backward
 from llmpipe.train import state
+from llmpipe.train.determinism import use_deterministic_kernels
 from llmpipe.train.job import Job
 from llmpipe.train.metrics import Recorder, memory_bytes
 from llmpipe.train.publish import publish
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 def train(job: Job) -> bool:
     """Train the job to its end, or until it is asked to stop; True if it is finished and published."""
+    if job.recipe.deterministic:
+        use_deterministic_kernels()
     trainer = prepare(job)
     first_step = state.resume(job, trainer.optimizer)
     start = time.monotonic()
@@ -37,34 +41,50 @@ def train(job: Job) -> bool:
 def run_steps(trainer: Trainer, first_step: int) -> bool:
     """The loop: fetch, forward and backward, clip, step, log, save; False when RUN/stop ended it early."""
     job, recipe = trainer.job, trainer.job.recipe
+    optimizer, scale = trainer.optimizer, trainer.optimizer.scale
     lead = dist.get_rank() == 0
     metrics = Recorder(job, trainer.model.shape, trainer.groups, first_step) if lead else None
     for step in range(first_step, recipe.steps):
         start = time.perf_counter()
         batch = trainer.loader.step(step).to(trainer.groups.device)
-        total_weight = global_weight(batch.weights, trainer.groups)
-        loss = forward_backward(trainer.model, trainer.schedule, trainer.groups, batch, total_weight)
-        loss = global_loss(loss, trainer.groups)
-        grad_norm = trainer.optimizer.reduce_and_clip()
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):  # before the weights take it, and a checkpoint them
+        total_weight = global_weight(batch.weights, trainer.groups) / scale.value
+        seeds = dropout_seeds(trainer, step, batch.tokens.shape[0])
+        loss = forward_backward(trainer.model, trainer.schedule, trainer.groups, batch, total_weight, seeds)
+        loss = global_loss(loss, trainer.groups) / scale.value
+        grad_norm = optimizer.reduce_and_clip()
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if not finite and not scale.can_shrink:  # before the weights take it, and a checkpoint them
             raise UserError(
                 f"step {step + 1}: the loss is {loss}, the gradient's norm {grad_norm}; a rerun goes on from the last"
                 " checkpoint and ends here again unless the recipe changes: lower lr, or look at this step's data"
             )
         lr = learning_rate(recipe, step)
-        trainer.optimizer.step(lr)
+        if finite:
+            optimizer.step(lr)
+        else:
+            optimizer.skip()
         memory = most_memory(trainer.groups)
         if metrics:
-            metrics.add(step + 1, loss, lr, grad_norm, memory, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            metrics.add(step + 1, loss, lr, grad_norm, memory, seconds, scale.value, optimizer.skipped_steps)
+        scale.update(finite)
         stop = asked_to_stop(job.run)
         if stop or (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            state.save(job, step + 1, trainer.optimizer)
+            state.save(job, step + 1, optimizer)
         if stop and step + 1 < recipe.steps:
             log.info("stopped as asked after step %s: a rerun goes on from there", step + 1)
             return False
     if metrics:
         metrics.close()
     return True
+
+
+def dropout_seeds(trainer: Trainer, step: int, num_micro_batches: int) -> torch.Tensor | None:
+    """(M,) the seeds of this rank's micro-batches; None where nothing is dropped."""
+    recipe = trainer.job.recipe
+    if not (recipe.dropout.hidden or recipe.dropout.attention):
+        return None
+    return micro_batch_seeds(recipe.seed, step, trainer.groups.at, num_micro_batches)
 
 
 def global_weight(weights: torch.Tensor, groups: Groups) -> torch.Tensor:

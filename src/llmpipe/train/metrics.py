@@ -1,8 +1,9 @@
 """What each step tells: one JSON line in RUN/live.jsonl, which becomes metrics.jsonl when the run has ended.
 
-    {"step": 1, "loss": 6.9, "lr": 1e-4, "grad_norm": 0.8, "tokens": 2048, "tokens_per_second": 31000.0,
-     "mfu": 0.41, "memory_bytes": 1234, "seconds": 0.07}
+    {"step": 1, "loss": 6.9, "lr": 1e-4, "grad_norm": 0.8, "loss_scale": 1.0, "skipped_steps": 0, "tokens": 2048,
+     "tokens_per_second": 31000.0, "mfu": 0.41, "memory_bytes": 1234, "seconds": 0.07}
 
+`loss_scale` is 1 but in fp16; a step that overflowed, whose loss or norm is null, is one of `skipped_steps`.
 `tokens` counts from the run's start, `memory_bytes` is the peak of the fullest rank, `mfu` the model's arithmetic per
 second over the devices' peak. Each checkpoint keeps the lines up to it, and a resumed run goes on from those: every
 step stands there once, whatever happened.
@@ -79,14 +80,26 @@ class Recorder:
         self.bar = Progress("finetune", recipe.steps, "steps")
         self.bar.add(first_step)
 
-    def add(self, step: int, loss: float, lr: float, grad_norm: float, memory: int, seconds: float) -> None:
+    def add(
+        self,
+        step: int,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        memory: int,
+        seconds: float,
+        loss_scale: float = 1.0,
+        skipped_steps: int = 0,
+    ) -> None:
         """One step's line."""
         rate = self.tokens_per_step / seconds
         line = {
             "step": step,
-            "loss": loss,
+            "loss": loss if math.isfinite(loss) else None,
             "lr": lr,
-            "grad_norm": grad_norm,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "loss_scale": loss_scale,
+            "skipped_steps": skipped_steps,
             "tokens": step * self.tokens_per_step,
             "tokens_per_second": round(rate, 1),
             "mfu": round(rate * self.flops_per_token / (self.peak * self.world_size), 4),

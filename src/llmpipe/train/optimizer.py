@@ -3,6 +3,8 @@
 Loshchilov and Hutter 2019. FSDP2 keeps a parameter as a DTensor over dp; its local tensor is what is optimized.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -11,15 +13,24 @@ from torch.distributed.tensor import DTensor
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.parallel.groups import Groups
 from llmpipe.recipe import Recipe
+from llmpipe.train.loss_scale import DynamicScale
 
 
 class Optimizer:
-    """Steps AdamW; `parameters` maps our names to this rank's local tensors, which share the model's storage."""
+    """Steps AdamW; `parameters` maps our names to this rank's local tensors.
+
+    They share the model's storage, or are fp32 master weights of its bf16 ones, which follow them.
+    """
 
     def __init__(self, model: nn.Module, shape: Shape, recipe: Recipe, groups: Groups):
         self.model, self.shape, self.groups, self.max_norm = model, shape, groups, recipe.clip
         self.fused = groups.device.type == "cuda"
-        self.parameters = {key: nn.Parameter(local(p.detach())) for key, p in model.named_parameters()}
+        self.scale = DynamicScale(recipe.loss_scale if recipe.precision == "fp16" else None)
+        self.skipped_steps = 0
+        self.shards = {key: local(p.detach()) for key, p in model.named_parameters()}
+        self.parameters = {
+            key: nn.Parameter(shard.float() if recipe.master_weights else shard) for key, shard in self.shards.items()
+        }
         decayed = [p for key, p in self.parameters.items() if len(FAMILIES[shape.family].row(key, shape).dims) > 1]
         plain = [p for key, p in self.parameters.items() if len(FAMILIES[shape.family].row(key, shape).dims) == 1]
         self.adamw = torch.optim.AdamW(
@@ -32,14 +43,17 @@ class Optimizer:
 
     @torch.no_grad()
     def reduce_and_clip(self) -> float:
-        """Take over the gradients, sum those that tp ranks hold parts of, clip; returns the norm before clipping."""
+        """Take over the gradients, sum those that tp ranks hold parts of, undo the loss scale, clip.
+
+        Returns the norm before clipping.
+        """
         for key, parameter in self.model.named_parameters():
-            self.parameters[key].grad = local(parameter.grad)
+            self.parameters[key].grad = local(parameter.grad).to(self.parameters[key].dtype)
             parameter.grad = None
         self._sum_over_tp()
         self._sum_tied()
-        norm = self._norm()
-        scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
+        norm = self._norm() / self.scale.value
+        scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) / self.scale.value
         for parameter in self.parameters.values():
             assert parameter.grad is not None
             parameter.grad.mul_(scale)
@@ -51,6 +65,31 @@ class Optimizer:
             group["lr"] = lr
         self.adamw.step()
         self.adamw.zero_grad()
+        self.into_model()
+
+    def skip(self) -> None:
+        """Drop the gradients of a step whose loss or gradient is no number."""
+        self.adamw.zero_grad()
+        self.skipped_steps += 1
+
+    @torch.no_grad()
+    def into_model(self) -> None:
+        """Round master weights into the model's own."""
+        for key, shard in self.shards.items():
+            if shard.dtype != self.parameters[key].dtype:
+                shard.copy_(self.parameters[key])
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the tensors."""
+        return {"skipped_steps": self.skipped_steps, "loss_scale": self.scale.state()}
+
+    def resume(self, step: int, counters: dict[str, Any]) -> None:
+        """Go on after `step` steps from what a checkpoint kept; the tensors are loaded."""
+        self.skipped_steps = counters["skipped_steps"]
+        self.scale.load(counters["loss_scale"])
+        for state in self.adamw.state.values():
+            state["step"].fill_(step - self.skipped_steps)
+        self.into_model()
 
     def copies(self, key: str) -> int:
         """How many tp ranks hold the same values of a parameter: all of a norm, some of a KV head."""

@@ -16,7 +16,7 @@ from llmpipe.files import atomic_file, fsync, fsync_directory, write_json
 from llmpipe.parallel.groups import Groups
 from llmpipe.train.job import Job
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def publish(job: Job, model: nn.Module, shape: Shape, groups: Groups, summary: dict[str, float]) -> None:

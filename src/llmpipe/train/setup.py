@@ -16,6 +16,7 @@ from llmpipe.data.packing import open_samples
 from llmpipe.data.sampling import Blend
 from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import fill
+from llmpipe.model.recompute import Recompute
 from llmpipe.parallel.data import shard
 from llmpipe.parallel.groups import Groups, make_groups, rank_device
 from llmpipe.parallel.pipeline import make_schedule
@@ -44,10 +45,16 @@ def prepare(job: Job) -> Trainer:
     source = open_source(Path(job.model))
     shape = source.shape
     with torch.device("meta"):
-        model = Decoder(shape, groups.tp, layout.stages, groups.at.pp, recipe.recompute == "full", cp=groups.cp)
-    shard(model, groups, DTYPES[recipe.precision])
+        recompute = Recompute(recipe.recompute, recipe.recompute_every)
+        model = Decoder(shape, groups.tp, layout.stages, groups.at.pp, recompute, groups.cp, recipe.dropout)
+    model.to(DTYPES[recipe.parameters])
+    if recipe.compile:
+        model.compile_layers()
+    shard(model, groups, DTYPES[recipe.precision], DTYPES[recipe.gradients])
     model.to_empty(device=groups.device)
-    fill(model, source, groups.tp, groups.num_data, groups.data_rank)
+    optimizer = Optimizer(model, shape, recipe, groups)
+    fill(optimizer.parameters, source, groups.tp, groups.num_data, groups.data_rank)
+    optimizer.into_model()
     loader = Loader(
         Blend(
             {Path(prefix): weight for prefix, weight in job.data.items()},
@@ -72,4 +79,4 @@ def prepare(job: Job) -> Trainer:
     num_micro_batches = recipe.global_batch // (layout.dp * layout.micro_batch)
     num_tokens = layout.micro_batch * recipe.seq_len // layout.cp
     schedule = make_schedule(model, groups, num_micro_batches, num_tokens, shape.hidden, DTYPES[recipe.precision])
-    return Trainer(job, groups, model, schedule, Optimizer(model, shape, recipe, groups), loader)
+    return Trainer(job, groups, model, schedule, optimizer, loader)

@@ -41,7 +41,7 @@ def save(job: Job, step: int, optimizer: Optimizer) -> None:
     dcp_save(_pieces(optimizer), checkpoint_id=directory)
     hashes = _hashes(directory)
     if dist.get_rank() == 0:
-        manifest.write(directory, "training_checkpoint", {"step": step}, {**hashes})
+        manifest.write(directory, "training_checkpoint", {"step": step, **optimizer.counters()}, {**hashes})
         for old in _saved(directory.parent, step)[KEEP:]:
             shutil.rmtree(old)
         log.info("step %s: saved %s", step, directory)
@@ -53,8 +53,7 @@ def resume(job: Job, optimizer: Optimizer) -> int:
     directory = newest(job.checkpoints, job.recipe.steps)
     if directory:
         dcp_load(_pieces(optimizer), checkpoint_id=directory)
-        for state in optimizer.adamw.state.values():
-            state["step"].fill_(_step(directory))
+        optimizer.resume(_step(directory), manifest.read(directory).source)
     if dist.get_rank() == 0:
         # What stands in live.jsonl now may go on beyond the checkpoint, or be of other inputs.
         job.live.write_bytes((directory / job.live.name).read_bytes() if directory else b"")
