@@ -78,6 +78,11 @@ def read(prefix: Path) -> dict[str, Any] | None:
     return read_json(path, REMEDY)
 
 
+def template_of(prefix: Path) -> str | None:
+    """The name of the chat template that wrote a dataset; None for texts, and without a manifest."""
+    return (read(prefix) or {}).get("template")
+
+
 def digest(prefix: Path) -> str:
     """The identity of a dataset, wherever it lies: one SHA-256 over those of its files, .bin and .idx, and of roles."""
     known = _entries(prefix)

@@ -13,7 +13,9 @@ from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.mover import Mover
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.checkpoint.upload import check_may_upload, upload
+from llmpipe.data.chat.templates import OWN_FILE
 from llmpipe.export.card import model_card, read_table
+from llmpipe.export.chat_template import add_chat_template
 from llmpipe.export.greedy import greedy_check
 from llmpipe.export.round_trip import check_round_trip
 from llmpipe.export.usage import usage
@@ -33,6 +35,10 @@ def export(path: Path, output: Path, target: Target = CHECKPOINT) -> manifest.Ma
     with atomic_directory(output) as part:
         hashes = write(Mover(source), part, target)
         how = usage(target, source.shape, target.dtype or source.dtype("embedding.weight"), part)
+        template = add_chat_template(part, run) if target.to == "hf" else None
+        if template:
+            note = f"`{OWN_FILE}` is the template {template} of the chats that it was trained on"
+            how = replace(how, notes=(*how.notes, note))
         card = model_card(run.get("name") or output.name, source.shape, identity(weights), run, read_table(path), how)
         write_text(part / "README.md", card)
         write_json(part / "check.json", _checked(weights, part, target, source))

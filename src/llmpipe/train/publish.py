@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 import llmpipe
 from llmpipe.checkpoint import manifest, rank_files
+from llmpipe.data.manifest import template_of
 from llmpipe.families import Shape
 from llmpipe.files import atomic_file, fsync, fsync_directory, write_json
 from llmpipe.parallel.groups import Groups
@@ -68,7 +69,10 @@ def _record(job: Job, shape: Shape, digest: str, summary: dict[str, float]) -> d
     digests = job.data_digests()
 
     def listed(data: dict[str, float]) -> list[dict[str, object]]:
-        return [{"prefix": key, "weight": weight, "digest": digests[key]} for key, weight in data.items()]
+        return [
+            {"prefix": key, "weight": weight, "digest": digests[key], "template": template_of(Path(key))}
+            for key, weight in data.items()
+        ]
 
     return {
         "name": job.run.name,

@@ -3,6 +3,7 @@
 Named templates say with {% generation %} what the assistant writes, and end each of its turns with a stop token.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from llmpipe.errors import UserError, nearest
 OWN = "tokenizer"
 OWN_FILE = "chat_template.jinja"
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_MARKS = re.compile(r"\{% (end)?generation %\}")
 
 _ASSISTANT = "{% if message.role == 'assistant' %}"
 _FIRST_SYSTEM = (
@@ -65,6 +67,12 @@ _MISTRAL_CONTROL = (
     .replace("' [/INST]'", "'[/INST]'")
     .replace("' ' + message.content", "message.content.rstrip(' ')")
 )
+ANSWER = {
+    "chatml": "<|im_start|>answer\n",
+    "chatml_openai": "<|im_start|>assistant\n",
+    "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+}
+"""What makes the model answer, by named template; where the user's turn ends with it, nothing."""
 NEEDED = {
     "chatml": ["<|im_start|>", "<|im_end|>"],
     "chatml_openai": ["<|im_start|>", "<|im_end|>"],
@@ -94,6 +102,13 @@ class Template:
     def marks_generation(self, conversation: Conversation) -> bool:
         """Whether the template itself says what the assistant writes."""
         return bool(GENERATION.search(self._chosen(conversation)))
+
+    @property
+    def for_serving(self) -> str:
+        """A named template as any chat program reads it: without marks, and asking for an answer when told to."""
+        prompt = json.dumps(ANSWER.get(self.name, ""))
+        asked = f"{{% if add_generation_prompt %}}{{{{ {prompt} }}}}{{% endif %}}" if self.name in ANSWER else ""
+        return _MARKS.sub("", self.text) + asked
 
     def render(self, conversation: Conversation, ask: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The text, and where in it stands what the template marks as generated.
