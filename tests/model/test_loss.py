@@ -34,6 +34,12 @@ def expected(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
     return total.detach(), x.grad, head.grad
 
 
+def likeliest() -> torch.Tensor:
+    """(TOKENS,) which labels are the argmax."""
+    x, head, labels, _ = given()
+    return (x @ head.t()).argmax(-1) == labels
+
+
 def assert_close(found: torch.Tensor, reference: torch.Tensor, tolerance: float) -> None:
     assert (found - reference).abs().max() <= tolerance * reference.abs().max()
 
@@ -44,10 +50,11 @@ def test_loss_and_gradients_are_torchs(chunk_logits: int, monkeypatch) -> None:
     x, head, labels, weights = given()
     x.requires_grad_()
     head.requires_grad_()
-    total = linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), VOCAB, 0))
+    total, hits = linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), VOCAB, 0))
     (3 * total).sum().backward()
     for found, reference in zip((total, x.grad, head.grad), expected(), strict=True):
         assert_close(found, reference, 1e-6)
+    assert hits.equal(likeliest()) and 0 < hits.sum() < TOKENS
 
 
 def split(chunk_logits: int, tp: int) -> list[Any]:
@@ -58,8 +65,9 @@ def split(chunk_logits: int, tp: int) -> list[Any]:
     first, own = groups.at.tp * each, TOKENS // tp
     head = head[first : first + each].clone().requires_grad_()
     x = x[groups.at.tp * own : (groups.at.tp + 1) * own].clone().requires_grad_()
-    total = linear_cross_entropy(x, head, labels, weights, Rows(groups.tp, VOCAB, first))
+    total, hits = linear_cross_entropy(x, head, labels, weights, Rows(groups.tp, VOCAB, first))
     (3 * total).sum().backward()
+    assert hits.equal(likeliest())
     return [tensor.detach().numpy() for tensor in (total, x.grad, head.grad)]
 
 
@@ -79,7 +87,7 @@ def test_bf16_sums_the_heads_gradient_over_chunks_in_fp32(monkeypatch) -> None:
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 1)
     x, head = torch.ones(1000, 8, dtype=torch.bfloat16), torch.zeros(16, 8, dtype=torch.bfloat16, requires_grad=True)
     labels = torch.zeros(1000, dtype=torch.int64)
-    linear_cross_entropy(x, head, labels, torch.ones(1000), Rows(TensorParallel(), 16, 0)).sum().backward()
+    linear_cross_entropy(x, head, labels, torch.ones(1000), Rows(TensorParallel(), 16, 0))[0].sum().backward()
     # With equal logits each token's gradient is 1/16 in every row, less 1 in the label's: 1000 of them are summed.
     assert_close(head.grad[1:].double(), torch.full((15, 8), 1000 / 16, dtype=torch.float64), 2**-8)
     assert_close(head.grad[:1].double(), torch.full((1, 8), -1000 * 15 / 16, dtype=torch.float64), 2**-8)
@@ -90,10 +98,10 @@ def test_without_gradients_none_are_made() -> None:
     head.requires_grad_()
     rows = Rows(TensorParallel(), VOCAB, 0)
     with torch.no_grad():
-        total = linear_cross_entropy(x, head, labels, weights, rows)
+        total, _ = linear_cross_entropy(x, head, labels, weights, rows)
     assert not total.requires_grad
     assert_close(total, expected()[0], 1e-6)
-    trained = linear_cross_entropy(x.requires_grad_(), head.detach(), labels, weights, rows)  # a frozen head
+    trained, _ = linear_cross_entropy(x.requires_grad_(), head.detach(), labels, weights, rows)  # a frozen head
     (3 * trained).sum().backward()
     assert_close(x.grad, expected()[1], 1e-6)
 
@@ -102,7 +110,7 @@ def peak_bytes(tokens: int, vocab: int, hidden: int) -> int:
     x, head = torch.randn(tokens, hidden, requires_grad=True), torch.randn(vocab, hidden, requires_grad=True)
     labels, weights = torch.randint(vocab, (tokens,)), torch.ones(tokens)
     with Live() as live:
-        linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), vocab, 0)).sum().backward()
+        linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), vocab, 0))[0].sum().backward()
     return live.peak
 
 

@@ -47,7 +47,8 @@ def batch_of(step: int, dp: int, dp_rank: int) -> Batch:
     bounds = torch.tensor([[0, 3 + i, 20 + i, 32, 32] for i in range(NUM_MICRO_BATCHES)], dtype=torch.int32)
     own = slice(dp_rank * NUM_MICRO_BATCHES // dp, (dp_rank + 1) * NUM_MICRO_BATCHES // dp)
     lengths = (NUM_TOKENS,) * (own.stop - own.start)
-    return Batch(tokens[own], labels[own], weights[own], bounds[own], lengths)
+    assistant = torch.zeros_like(tokens, dtype=torch.bool)
+    return Batch(tokens[own], labels[own], weights[own], assistant[own], bounds[own], lengths)
 
 
 def train_all(names: list[str], layout: Layout) -> dict[str, list[float]]:

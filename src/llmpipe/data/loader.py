@@ -26,7 +26,7 @@ from llmpipe.data.tokenizers.beside import hashes
 from llmpipe.errors import UserError
 from llmpipe.layout import context_slices
 
-TABLES = ("tokens", "labels", "weights")
+TABLES = ("tokens", "labels", "weights", "assistant")
 """What a batch has one of for each token."""
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Batch:
     weights: torch.Tensor
     """(M, B, T) float32: 0 where the label belongs to another document than the token or is padding, else 1, or in
     chats what the label's role says."""
+    assistant: torch.Tensor
+    """(M, B, T) bool: where the label is a chat's assistant's."""
     cu_seqlens: torch.Tensor
     """(M, max_docs + 1) int32: where documents start in the B * T tokens of a micro-batch, padded with B * T; of all
     cp ranks' tokens."""
@@ -67,12 +69,14 @@ class Batch:
         return replace(self, **{name: own(getattr(self, name)) for name in TABLES}, lengths=lengths)
 
     def micro_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Each one's tokens, labels and weights, (N,) with N = B * T of its own, and its cu_seqlens."""
-        for i, length in enumerate(self.lengths):
-            tokens, labels, weights = (
-                table[i, :, :length].flatten() for table in (self.tokens, self.labels, self.weights)
-            )
-            yield tokens, self.cu_seqlens[i], labels, weights
+        """Each one's tokens, cu_seqlens, labels, weights; all but cu_seqlens (N,) with N = B * T of its own."""
+        tables = (self.by_micro_batch(name) for name in ("tokens", "labels", "weights"))
+        for cu_seqlens, tokens, labels, weights in zip(self.cu_seqlens, *tables, strict=True):
+            yield tokens, cu_seqlens, labels, weights
+
+    def by_micro_batch(self, name: str) -> list[torch.Tensor]:
+        """A table's (N,) of each micro-batch."""
+        return [rows[:, :length].flatten() for rows, length in zip(getattr(self, name), self.lengths, strict=True)]
 
 
 class Loader:
@@ -116,7 +120,7 @@ class Loader:
         def table(name: str) -> torch.Tensor:  # (M, B, T)
             return torch.from_numpy(np.stack([getattr(row, name) for row in rows])).unflatten(0, (-1, self.micro_batch))
 
-        batch = Batch(table("tokens"), table("labels"), table("weights"), cu_seqlens, tuple(lengths))
+        batch = Batch(*map(table, TABLES), cu_seqlens=cu_seqlens, lengths=tuple(lengths))
         return batch.of_context_rank(self.cp, self.cp_rank)
 
     def _row(self, found: Row | tuple[NDArray[np.int64], list[int]]) -> Row:

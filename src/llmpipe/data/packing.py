@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmpipe.data.indexed import Reader
-from llmpipe.data.roles import loss_weights, read_roles, roles_prefix
+from llmpipe.data.roles import ASSISTANT, loss_weights, read_roles, roles_prefix
 from llmpipe.data.row import Row
 from llmpipe.data.sampling import Samples, part_of
 from llmpipe.errors import UserError
@@ -89,13 +89,14 @@ class ChatSamples:
         rows = [np.array(self._chats(index)) for index in indices.tolist()]
         places = self._places(np.concatenate(rows))
         tokens, labels = (self.reader.tokens[at].astype(np.int64) for at in (places, places + 1))
-        weights = loss_weights(self.roles.tokens[places + 1], self.scalar_loss_mask)
+        roles = self.roles.tokens[places + 1]
+        weights, assistant = loss_weights(roles, self.scalar_loss_mask), roles == ASSISTANT
         found, start = [], 0
         for row in rows:
             *starts, length = np.cumsum(self._sizes[row]).tolist()
             own, start = slice(start, start + length), start + length
             full = self.seq_len if self.packing else length
-            found.append(filled(Row(tokens[own], labels[own], weights[own], starts), full))
+            found.append(filled(Row(tokens[own], labels[own], weights[own], assistant[own], starts), full))
         return found
 
     def _chats(self, index: int) -> list[int]:
@@ -120,6 +121,7 @@ def filled(row: Row, length: int) -> Row:
         np.concatenate([row.tokens, filler]),
         np.concatenate([row.labels, filler]),
         np.concatenate([row.weights, np.zeros(room, np.float32)]),
+        np.concatenate([row.assistant, np.zeros(room, np.bool_)]),
         [*row.starts, len(row)],
     )
 

@@ -45,6 +45,7 @@ class Decoder(nn.Module):
         shape.check_split(self.tp.size, stages)
         rows = chunk(shape.vocab, self.tp.size, self.tp.rank)
         self.first_row, num_local_rows = rows.start, rows.stop - rows.start
+        self.hits: list[torch.Tensor] = []  # (N,) bool of each micro-batch: which labels were found the likeliest
         if self.is_first or (self.is_last and shape.tie_embeddings):
             self.embedding = Weight(num_local_rows, shape.hidden)
         self.runs = stages.runs(shape.num_layers, rank)
@@ -89,7 +90,9 @@ class Decoder(nn.Module):
         if labels is None or weights is None:
             return column_linears(x, self.tp, self.head)[0]  # (N, V/tp)
         rows = Rows(self.tp, self.shape.vocab, self.first_row)
-        return linear_cross_entropy(x, self.head.weight, labels, weights, rows)  # (1,)
+        loss, hits = linear_cross_entropy(x, self.head.weight, labels, weights, rows)  # (1,), (N,)
+        self.hits.append(hits)
+        return loss
 
     def _through_layers(self, x: torch.Tensor, packed: Packed, run: int, key: Key | None) -> torch.Tensor:
         """(N/tp, H) → (N/tp, H)."""

@@ -53,6 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weights: torch.Tensor,
         rows: Rows,
         with_grad: bool,
+        hits: torch.Tensor,
     ) -> torch.Tensor:
         total = torch.zeros(1, device=x.device)
         grad_x = torch.empty_like(x) if with_grad else None
@@ -60,8 +61,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for chunk in rows.chunks(x.shape[0]):
             full = all_gather_rows(x[chunk], rows.tp)  # (n, H)
             chunk_labels, chunk_weights = rows.of_chunk(labels, chunk), rows.of_chunk(weights, chunk)  # (n,)
-            loss, grad_logits = _of_chunk(full, head, chunk_labels, chunk_weights, rows, with_grad)
+            loss, grad_logits, chunk_hits = _of_chunk(full, head, chunk_labels, chunk_weights, rows, with_grad)
             total += loss
+            hits.view(rows.tp.size, -1)[:, chunk] = chunk_hits.view(rows.tp.size, -1)
             if grad_x is None or grad_logits is None:
                 continue
             grad_x[chunk] = reduce_scatter_rows(grad_logits @ head, rows.tp)
@@ -75,15 +77,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # Not in place: a zero-bubble schedule runs this twice, for the input and for the weights.
         grad_x, grad_head = (saved if saved is None else saved * grads[0][0] for saved in ctx.saved_tensors)
-        return grad_x, grad_head, None, None, None, None
+        return grad_x, grad_head, None, None, None, None, None
 
 
 def _of_chunk(
     full: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, rows: Rows, with_grad: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Σ weights·ℓ, (), and its gradient by the logits, (n, V/tp), of full (n, H), labels and weights (n,).
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Σ weights·ℓ, (), its gradient by the logits, (n, V/tp), of full (n, H), labels and weights (n,), and the hits.
 
-    ℓ = log Σ exp(z) − z[label]: two small reductions over tp, of the maximum, then of (Σ exp, z[label]) together.
+    ℓ = log Σ exp(z) − z[label]: two small reductions over tp, of the maximum, then of (Σ exp, z[label]) together. A
+    hit, (n,) bool, is a label that no other token's logit exceeds.
     """
     logits = F.linear(full, head).float()  # (n, V/tp), from here on changed in its place
     highest = logits.amax(dim=-1)  # (n,)
@@ -99,10 +102,11 @@ def _of_chunk(
     if rows.tp.size > 1:
         dist.all_reduce(sums, group=rows.tp.group)
     loss = (sums[0].log() - sums[1]) @ weights
+    hits = sums[1] == 0
     if not with_grad:
-        return loss, None
+        return loss, None, hits
     logits.mul_((weights / sums[0])[:, None])  # the softmax, weighted
-    return loss, logits.scatter_add_(1, at, -(weights * own)[:, None]).to(full.dtype)
+    return loss, logits.scatter_add_(1, at, -(weights * own)[:, None]).to(full.dtype), hits
 
 
 def _add_product(total: torch.Tensor | None, grad_logits: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
@@ -116,7 +120,12 @@ def _add_product(total: torch.Tensor | None, grad_logits: torch.Tensor, full: to
 
 def linear_cross_entropy(
     x: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, rows: Rows
-) -> torch.Tensor:
-    """x (N/tp, H), head (V/tp, H), labels and weights (N,) → Σ weights·ℓ of all N tokens, (1,) in fp32."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (N/tp, H), head (V/tp, H), labels and weights (N,) → Σ weights·ℓ of all N tokens, (1,) in fp32, and hits.
+
+    hits (N,) bool: is the label what the model finds likeliest? A tie counts. It costs no pass over the vocabulary.
+    """
     with_grad = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad)
-    return _LinearCrossEntropy.apply(x, head, labels, weights, rows, with_grad)  # type: ignore[return-value]
+    hits = torch.zeros_like(labels, dtype=torch.bool)
+    loss = _LinearCrossEntropy.apply(x, head, labels, weights, rows, with_grad, hits)
+    return loss, hits  # type: ignore[return-value]
