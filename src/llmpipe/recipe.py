@@ -78,6 +78,25 @@ class LossScale:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spike:
+    """When a step is skipped because its loss or gradient leaps: judged once `window` steps were taken."""
+
+    factor: float = 0.0
+    """A loss above this many times the median of the last ones is a spike; 0: none is."""
+    norm_factor: float = 0.0
+    """The same of the gradient's norm before clipping."""
+    window: int = 50
+    """Steps, taken and not skipped, whose median it is."""
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "norm_factor"):
+            if getattr(self, name) and not 1 < getattr(self, name) < math.inf:
+                raise UserError(f"spike.{name} is {getattr(self, name)}, but has to be above 1, or 0")
+        if self.window < 1:
+            raise UserError(f"spike.window is {self.window}, but has to be 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How to train."""
 
@@ -128,11 +147,31 @@ class Recipe:
     """Kernels that give the same bits each time, where there are such; the log names those that do not."""
     save_every: int = 100
     """Steps between checkpoints."""
+    save_minutes: float = 0.0
+    """Minutes after which there is one in any case; 0: none for the time's sake."""
+    keep: int = 2
+    """Checkpoints that are kept, the newest: a second one should the first turn out damaged."""
+    milestones: int = 0
+    """Every so-manyth step has a checkpoint that is kept for ever; 0: none has."""
+    skip_steps: list[int] = field(default_factory=list)
+    """Steps, counted from 1, whose samples are passed over."""
+    spike: Spike = field(default_factory=Spike)
+    """Steps that are skipped, as those are whose loss or gradient is no number."""
+    roll_back_after: int = 5
+    """So many of them in a row, and training goes back to the last checkpoint before them, and passes over the samples
+    since then."""
+    check_replicas_every: int = 0
+    """Steps after which ranks that hold the same weights compare them; 0: they never do."""
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "global_batch", "steps", "save_every", "recompute_every"):
+        for name in ("seq_len", "global_batch", "steps", "save_every", "recompute_every", "keep", "roll_back_after"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but has to be 1 or more")
+        for name in ("save_minutes", "milestones", "check_replicas_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}, but has to be 0 or more")
+        if any(step < 1 for step in self.skip_steps):
+            raise UserError(f"skip_steps is {self.skip_steps}, but steps count from 1")
         for name in ("lr", "clip", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}, but has to be above 0")

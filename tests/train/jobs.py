@@ -1,6 +1,7 @@
 """Trainings of tiny models in a few processes, and what transformers makes of the same batches."""
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -62,13 +63,16 @@ def trained_by_transformers(checkpoint: Path, dataset: Path, lines: list[dict]) 
     blend = Blend({dataset: 1.0}, [90, 5, 5], "train", 32, len(lines) * 8, RECIPE.seed)
     loader = Loader(blend, seq_len=32, global_batch=8, micro_batch=8, dp=1, dp_rank=0, isolate_documents=True)
     expected = []
-    for step in range(len(lines)):
+    for step, line in enumerate(lines):
+        if line["skipped"]:
+            expected.append(math.nan)
+            continue
         batch = loader.step(step)
         loss = sum_over_documents(model, batch) / batch.weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for parameters in optimizer.param_groups:
-            parameters["lr"] = lines[step]["lr"]
+            parameters["lr"] = line["lr"]
         optimizer.step()
         optimizer.zero_grad()
         expected.append(loss.item())

@@ -15,8 +15,12 @@ from llmpipe.recipe import Recipe
 from llmpipe.yaml_file import build
 
 # Keys of a recipe that a run may go on under other values of. `steps` does change the steps to come: the rate's course,
-# and, beyond one epoch, the order of the data. Other kernels round differently at most, as another layout does.
-CONTINUABLE = ("steps", "save_every", "recompute", "recompute_every", "compile", "deterministic")
+# and, beyond one epoch, the order of the data. So does what is to be skipped, and no checkpoint that took a step of
+# skip_steps is gone on from (train/state.py). Other kernels round differently at most, as another layout does.
+CONTINUABLE = (
+    "steps", "save_every", "save_minutes", "keep", "milestones", "skip_steps", "spike", "roll_back_after",
+    "check_replicas_every", "recompute", "recompute_every", "compile", "deterministic",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,10 @@ class Job:
     """Datasets of their own, which no step trains on."""
     output: str
     """The run folder."""
+    exit_at_step: int = 0
+    """The ranks save and leave after this step; 0: after the last one."""
+    timeout_minutes: float = 10.0
+    """How long a rank waits for another one that does not answer."""
     config_files: list[str] = field(default_factory=list)
     """The files that this was read from, for the record."""
 
@@ -80,8 +88,8 @@ class Job:
         if not all(path.is_file() for path in (record, weights / manifest.NAME, self.run / "metrics.jsonl")):
             return False
         told = json.loads(record.read_text())
-        made = told["job_digest"], told["steps"], told["weights_digest"]
-        return made == (self.digest(), self.recipe.steps, manifest.read(weights).digest)
+        made = told["job_digest"], told["steps"], told["recipe"].get("skip_steps", []), told["weights_digest"]
+        return made == (self.digest(), self.recipe.steps, self.recipe.skip_steps, manifest.read(weights).digest)
 
     @property
     def path(self) -> Path:

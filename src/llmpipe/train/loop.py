@@ -14,9 +14,12 @@ from llmpipe.parallel.groups import Groups
 from llmpipe.parallel.pipeline import forward_backward
 from llmpipe.train import state
 from llmpipe.train.determinism import use_deterministic_kernels
+from llmpipe.train.faults import ASKED, NOT_FINITE, OVERFLOW
 from llmpipe.train.job import Job
 from llmpipe.train.metrics import Recorder, memory_bytes
 from llmpipe.train.publish import publish
+from llmpipe.train.replicas import check_replicas
+from llmpipe.train.saver import Saver
 from llmpipe.train.schedule import learning_rate
 from llmpipe.train.setup import Trainer, prepare
 
@@ -28,7 +31,7 @@ def train(job: Job) -> bool:
     if job.recipe.deterministic:
         use_deterministic_kernels()
     trainer = prepare(job)
-    first_step = state.resume(job, trainer.optimizer)
+    first_step = state.resume(job, trainer.optimizer, trainer.watch)
     start = time.monotonic()
     finished = run_steps(trainer, first_step)
     if finished:
@@ -39,44 +42,76 @@ def train(job: Job) -> bool:
 
 
 def run_steps(trainer: Trainer, first_step: int) -> bool:
-    """The loop: fetch, forward and backward, clip, step, log, save; False when RUN/stop ended it early."""
+    """The loop: gradient, step, log, save; False when RUN/stop or exit_at_step ended it early."""
     job, recipe = trainer.job, trainer.job.recipe
-    optimizer, scale = trainer.optimizer, trainer.optimizer.scale
-    lead = dist.get_rank() == 0
-    metrics = Recorder(job, trainer.model.shape, trainer.groups, first_step) if lead else None
-    for step in range(first_step, recipe.steps):
-        start = time.perf_counter()
-        batch = trainer.loader.step(step).to(trainer.groups.device)
-        total_weight = global_weight(batch.weights, trainer.groups) / scale.value
-        seeds = dropout_seeds(trainer, step, batch.tokens.shape[0])
-        loss = forward_backward(trainer.model, trainer.schedule, trainer.groups, batch, total_weight, seeds)
-        loss = global_loss(loss, trainer.groups) / scale.value
-        grad_norm = optimizer.reduce_and_clip()
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if not finite and not scale.can_shrink:  # before the weights take it, and a checkpoint them
-            raise UserError(
-                f"step {step + 1}: the loss is {loss}, the gradient's norm {grad_norm}; a rerun goes on from the last"
-                " checkpoint and ends here again unless the recipe changes: lower lr, or look at this step's data"
-            )
-        lr = learning_rate(recipe, step)
-        if finite:
-            optimizer.step(lr)
-        else:
+    optimizer, scale, watch = trainer.optimizer, trainer.optimizer.scale, trainer.watch
+    metrics = Recorder(job, trainer.model.shape, trainer.groups, first_step) if dist.get_rank() == 0 else None
+    saver = Saver(job, optimizer, watch)
+    done, end = first_step, min(recipe.steps, job.exit_at_step or recipe.steps)
+    while done < end:
+        start, loss_scale = time.perf_counter(), scale.value
+        lr = learning_rate(recipe, done)
+        loss, grad_norm, skipped = math.nan, math.nan, ASKED
+        if done + 1 not in recipe.skip_steps:
+            loss, grad_norm = gradient(trainer, done)
+            skipped = watch.judge(done + 1, loss, grad_norm, scale.can_shrink)
+            scale.update(skipped not in (OVERFLOW, NOT_FINITE))
+        if skipped:
             optimizer.skip()
+        else:
+            optimizer.step(lr)
+        done += 1
         memory = most_memory(trainer.groups)
         if metrics:
             seconds = time.perf_counter() - start
-            metrics.add(step + 1, loss, lr, grad_norm, memory, seconds, scale.value, optimizer.skipped_steps)
-        scale.update(finite)
-        stop = asked_to_stop(job.run)
-        if stop or (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            state.save(job, step + 1, optimizer)
-        if stop and step + 1 < recipe.steps:
-            log.info("stopped as asked after step %s: a rerun goes on from there", step + 1)
-            return False
+            metrics.add(done, loss, lr, grad_norm, memory, seconds, loss_scale, skipped, optimizer.skipped_steps)
+        if watch.has_to_go_back:
+            go_back(trainer, done, saver, metrics)
+        if is_due(recipe.check_replicas_every, done):
+            check_replicas(optimizer, done)
+        stop, save = orders(job, saver.minutes)
+        if stop or save or done == end or is_due(recipe.save_every, done) or is_due(recipe.milestones, done):
+            saver.save(done)
+        if stop:
+            break
+    saver.wait()
     if metrics:
         metrics.close()
-    return True
+    if done < recipe.steps:
+        log.info("stopped as asked after step %s: a rerun goes on from step %s", done, saver.saved or first_step)
+    return done == recipe.steps
+
+
+def gradient(trainer: Trainer, step: int) -> tuple[float, float]:
+    """Fetch a step's samples, forward and backward; its loss, and the norm of the gradient, now reduced and clipped."""
+    groups, scale = trainer.groups, trainer.optimizer.scale
+    batch = trainer.loader.step(step).to(groups.device)
+    total_weight = global_weight(batch.weights, groups) / scale.value
+    seeds = dropout_seeds(trainer, step, batch.tokens.shape[0])
+    loss = forward_backward(trainer.model, trainer.schedule, groups, batch, total_weight, seeds)
+    return global_loss(loss, groups) / scale.value, trainer.optimizer.reduce_and_clip()
+
+
+def go_back(trainer: Trainer, step: int, saver: Saver, metrics: Recorder | None) -> None:
+    """Take over the last checkpoint before the bad steps, and pass over all samples since it; UserError without one."""
+    job, optimizer, watch = trainer.job, trainer.optimizer, trainer.watch
+    saver.wait()
+    what = f"step {step}: {watch.bad_steps} steps in a row had a loss or gradient that was no number, or a spike"
+    directory = None if watch.went_back else state.newest(job, watch.first_bad - 1)
+    if directory is None:
+        why = "after going back as well" if watch.went_back else "and no checkpoint is from before them"
+        raise UserError(f"{what}, {why}: lower lr, or look at the data of steps {watch.first_bad} to {step}")
+    back = state.load(directory, optimizer, watch)
+    optimizer.skipped_steps += step - back
+    watch.goes_back()
+    if metrics:
+        metrics.pass_over(back)
+    log.warning("%s: went back to step %s, whose samples up to step %s are passed over", what, back, step)
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether a step is an every-th one; 0: none is."""
+    return every > 0 and step % every == 0
 
 
 def dropout_seeds(trainer: Trainer, step: int, num_micro_batches: int) -> torch.Tensor | None:
@@ -108,8 +143,17 @@ def most_memory(groups: Groups) -> int:
     return int(peak)
 
 
+def orders(job: Job, minutes: float) -> tuple[bool, bool]:
+    """(stop, save): asked to stop, `minutes` without a checkpoint enough? Rank 0 looks and all hear: they act alike."""
+    told = torch.zeros(2, dtype=torch.int64)
+    if dist.get_rank() == 0:
+        told[0] = asked_to_stop(job.run)
+        told[1] = 0 < job.recipe.save_minutes <= minutes
+    dist.broadcast(told, src=0)
+    stop, save = told.tolist()
+    return bool(stop), bool(save)
+
+
 def asked_to_stop(run: Path) -> bool:
-    """Is there a file RUN/stop? Rank 0 looks and all hear, for all have to leave after the same step."""
-    stop = [dist.get_rank() == 0 and (run / "stop").exists()]
-    dist.broadcast_object_list(stop, src=0)
-    return stop[0]
+    """Is there a file RUN/stop?"""
+    return (run / "stop").exists()

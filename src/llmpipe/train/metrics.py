@@ -1,9 +1,10 @@
 """What each step tells: one JSON line in RUN/live.jsonl, which becomes metrics.jsonl when the run has ended.
 
-    {"step": 1, "loss": 6.9, "lr": 1e-4, "grad_norm": 0.8, "loss_scale": 1.0, "skipped_steps": 0, "tokens": 2048,
-     "tokens_per_second": 31000.0, "mfu": 0.41, "memory_bytes": 1234, "seconds": 0.07}
+    {"step": 1, "loss": 6.9, "lr": 1e-4, "grad_norm": 0.8, "loss_scale": 1.0, "skipped": null, "skipped_steps": 0,
+     "tokens": 2048, "tokens_per_second": 31000.0, "mfu": 0.41, "memory_bytes": 1234, "seconds": 0.07}
 
-`loss_scale` is 1 but in fp16; a step that overflowed, whose loss or norm is null, is one of `skipped_steps`.
+`loss_scale` is 1 but in fp16. A step that was not taken says why in `skipped` (train/faults.py), null of all others;
+`skipped_steps` counts them. Its loss or norm is null where it is no number or was not computed.
 `tokens` counts from the run's start, `memory_bytes` is the peak of the fullest rank, `mfu` the model's arithmetic per
 second over the devices' peak. Each checkpoint keeps the lines up to it, and a resumed run goes on from those: every
 step stands there once, whatever happened.
@@ -17,8 +18,10 @@ from pathlib import Path
 import torch
 
 from llmpipe.families import FAMILIES, Shape, layer_of
+from llmpipe.files import write_text
 from llmpipe.parallel.groups import Groups
 from llmpipe.progress import Progress
+from llmpipe.train.faults import ROLLED_BACK
 from llmpipe.train.job import Job
 
 # Dense bf16 peaks in FLOP/s, from the vendors' data sheets.
@@ -89,6 +92,7 @@ class Recorder:
         memory: int,
         seconds: float,
         loss_scale: float = 1.0,
+        skipped: str | None = None,
         skipped_steps: int = 0,
     ) -> None:
         """One step's line."""
@@ -99,6 +103,7 @@ class Recorder:
             "lr": lr,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "loss_scale": loss_scale,
+            "skipped": skipped,
             "skipped_steps": skipped_steps,
             "tokens": step * self.tokens_per_step,
             "tokens_per_second": round(rate, 1),
@@ -109,6 +114,15 @@ class Recorder:
         with self.live.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.bar.add(1, f"loss {loss:.4f}, {rate:,.0f} tokens/s")
+
+    def pass_over(self, step: int) -> None:
+        """The weights are those after `step` again: the steps since then are skipped, whatever they were."""
+        lines = [json.loads(line) for line in self.live.read_text().splitlines()]
+        skipped_steps = lines[step - 1]["skipped_steps"]
+        for line in lines[step:]:
+            skipped_steps += 1
+            line |= {"skipped": line["skipped"] or ROLLED_BACK, "skipped_steps": skipped_steps}
+        write_text(self.live, "".join(json.dumps(line) + "\n" for line in lines))
 
     def close(self) -> None:
         self.bar.close()

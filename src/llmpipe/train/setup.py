@@ -20,6 +20,7 @@ from llmpipe.model.recompute import Recompute
 from llmpipe.parallel.data import shard
 from llmpipe.parallel.groups import Groups, make_groups, rank_device
 from llmpipe.parallel.pipeline import make_schedule
+from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
 from llmpipe.train.publish import DTYPES
@@ -35,6 +36,7 @@ class Trainer:
     schedule: Schedule1F1B | None
     optimizer: Optimizer
     loader: Loader
+    watch: Watch
 
 
 def prepare(job: Job) -> Trainer:
@@ -79,4 +81,4 @@ def prepare(job: Job) -> Trainer:
     num_micro_batches = recipe.global_batch // (layout.dp * layout.micro_batch)
     num_tokens = layout.micro_batch * recipe.seq_len // layout.cp
     schedule = make_schedule(model, groups, num_micro_batches, num_tokens, shape.hidden, DTYPES[recipe.precision])
-    return Trainer(job, groups, model, schedule, optimizer, loader)
+    return Trainer(job, groups, model, schedule, optimizer, loader, Watch(recipe))

@@ -7,83 +7,90 @@ and reads its own part. A folder without a manifest, or with one that does not f
 """
 
 import logging
-import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES
-from llmpipe.files import fsync, sha256
 from llmpipe.model.load import local_slices
 from llmpipe.parallel.compat import Piece
-from llmpipe.parallel.groups import Groups
+from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
 
-KEEP = 2  # the newest, and one more should it turn out damaged
 log = logging.getLogger(__name__)
 
 
-def save(job: Job, step: int, optimizer: Optimizer) -> None:
-    """Write the checkpoint after `step` steps; all ranks call it together, and return when it is published."""
-    directory = job.checkpoints / f"step-{step:08}"
-    if dist.get_rank() == 0:
-        shutil.rmtree(directory, ignore_errors=True)  # left by a killed attempt
-        directory.mkdir(parents=True)
-        shutil.copyfile(job.live, directory / job.live.name)
-        fsync(directory / job.live.name)
-    dist.barrier()
-    dcp_save(_pieces(optimizer), checkpoint_id=directory)
-    hashes = _hashes(directory)
-    if dist.get_rank() == 0:
-        manifest.write(directory, "training_checkpoint", {"step": step, **optimizer.counters()}, {**hashes})
-        for old in _saved(directory.parent, step)[KEEP:]:
-            shutil.rmtree(old)
-        log.info("step %s: saved %s", step, directory)
-    dist.barrier()
+def counters(job: Job, step: int, optimizer: Optimizer, watch: Watch) -> dict[str, Any]:
+    """What a checkpoint's manifest keeps beside the tensors."""
+    skipped = sorted(asked for asked in {*job.recipe.skip_steps} if asked <= step)
+    return {"step": step, "skip_steps": skipped, **optimizer.counters(), "watch": watch.state()}
 
 
-def resume(job: Job, optimizer: Optimizer) -> int:
+def resume(job: Job, optimizer: Optimizer, watch: Watch) -> int:
     """Load the newest whole checkpoint and its metrics, if there is one; returns the steps done, 0 to start."""
-    directory = newest(job.checkpoints, job.recipe.steps)
-    if directory:
-        dcp_load(_pieces(optimizer), checkpoint_id=directory)
-        optimizer.resume(_step(directory), manifest.read(directory).source)
+    directory = newest(job, job.recipe.steps)
+    step = load(directory, optimizer, watch) if directory else 0
     if dist.get_rank() == 0:
         # What stands in live.jsonl now may go on beyond the checkpoint, or be of other inputs.
         job.live.write_bytes((directory / job.live.name).read_bytes() if directory else b"")
         if directory:
-            log.info("resumed after step %s from %s", _step(directory), directory)
+            log.info("resumed after step %s from %s", step, directory)
         else:
             _name_others(job.checkpoints)
-    return _step(directory) if directory else 0
+    return step
 
 
-def newest(folder: Path, steps: int) -> Path | None:
-    """The newest checkpoint of at most `steps` steps whose files fit its manifest; damaged ones are named in the log.
+def load(directory: Path, optimizer: Optimizer, watch: Watch) -> int:
+    """Take over a checkpoint's weights, optimizer state and counters; returns its step. All ranks call it together."""
+    dcp_load({**pieces(optimizer)}, checkpoint_id=directory)
+    told = manifest.read(directory).source
+    optimizer.resume(told["step"], told)
+    watch.load(told["watch"])
+    return told["step"]
+
+
+def newest(job: Job, at_most: int) -> Path | None:
+    """The newest checkpoint of at most so many steps whose files fit its manifest; damaged ones are named in the log.
 
     All ranks call it together: each hashes its share of the files.
     """
-    found: list[list[Path]] = [_saved(folder, steps) if dist.get_rank() == 0 else []]
+    found: list[list[Path]] = [[]]
+    if dist.get_rank() == 0:
+        found = [[path for path in saved(job.checkpoints, at_most) if _skipped_the_same(path, job.recipe.skip_steps)]]
     dist.broadcast_object_list(found, src=0)
     return next((directory for directory in found[0] if _is_whole(directory)), None)
 
 
-def _saved(folder: Path, steps: int) -> list[Path]:
-    """The folder's checkpoints, whole or not, of at most `steps` steps, the newest first.
+def saved(folder: Path, at_most: int) -> list[Path]:
+    """The folder's checkpoints, whole or not, of at most so many steps, the newest first.
 
     Later ones are there where a recipe's `steps` was lowered: they are of a longer training, and left alone.
     """
-    return sorted((path for path in folder.glob("step-*") if _step(path) <= steps), reverse=True)
+    return sorted((path for path in folder.glob("step-*") if step_of(path) <= at_most), reverse=True)
 
 
-def _step(directory: Path) -> int:
+def step_of(directory: Path) -> int:
+    """The steps of a checkpoint, by its name."""
     return int(directory.name.removeprefix("step-"))
+
+
+def _skipped_the_same(directory: Path, skip_steps: list[int]) -> bool:
+    """Whether a checkpoint passed over just those of its steps that are to be; a damaged one is judged later."""
+    try:
+        passed = manifest.read(directory).source["skip_steps"]
+    except (UserError, KeyError):
+        return True
+    step = step_of(directory)
+    if passed == sorted({asked for asked in skip_steps if asked <= step}):
+        return True
+    log.info("not resumed from %s: it passed over the steps %s, skip_steps asks for %s", directory, passed, skip_steps)
+    return False
 
 
 def _is_whole(directory: Path) -> bool:
@@ -100,14 +107,6 @@ def _is_whole(directory: Path) -> bool:
     return first is None
 
 
-def _hashes(directory: Path) -> dict[str, str]:
-    """The SHA-256 of the tensors' files: each rank hashes the ones that it wrote, `__RANK_*.distcp`."""
-    own = {path.name: sha256(path) for path in directory.glob(f"__{dist.get_rank()}_*.distcp")}
-    all_ranks: list[dict[str, str]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(all_ranks, own)
-    return {name: digest for hashes in all_ranks for name, digest in hashes.items()}
-
-
 def _name_others(folder: Path) -> None:
     for other in folder.parent.glob("*"):
         if other != folder:
@@ -116,24 +115,25 @@ def _name_others(folder: Path) -> None:
             )
 
 
-def _pieces(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+def pieces(optimizer: Optimizer) -> dict[str, Piece]:
     """This rank's part of weights and optimizer state; the pieces share their storage."""
-    groups, shape = optimizer.groups, optimizer.shape
-    pieces: dict[str, torch.Tensor] = {}
+    shape = optimizer.shape
+    parts: dict[str, Piece] = {}
     for key, parameter in optimizer.parameters.items():
-        full, offsets = FAMILIES[shape.family].row(key, shape).shape(shape), _offsets(optimizer, key, groups)
+        full, start = FAMILIES[shape.family].row(key, shape).shape(shape), offsets(optimizer, key)
         state = _adam_state(optimizer, parameter)
         for prefix, tensor in (
             ("model", parameter.data),
             ("exp_avg", state["exp_avg"]),
             ("exp_avg_sq", state["exp_avg_sq"]),
         ):
-            pieces[f"{prefix}.{key}"] = Piece(tensor, full, offsets)
-    return pieces
+            parts[f"{prefix}.{key}"] = Piece(tensor, full, start)
+    return parts
 
 
-def _offsets(optimizer: Optimizer, key: str, groups: Groups) -> tuple[int, ...]:
+def offsets(optimizer: Optimizer, key: str) -> tuple[int, ...]:
     """Where this rank's shard begins in the full tensor."""
+    groups = optimizer.groups
     layout, at = groups.layout, groups.at
     slices = local_slices(optimizer.shape, key, layout.tp, at.tp, groups.num_data, groups.data_rank)
     sizes = tuple(part.stop - part.start for part in slices)

@@ -1,0 +1,130 @@
+"""Checkpoints written beside the training: it waits only while its state is copied to this machine's memory.
+
+One is under way at a time. Its files are written, hashed and forced to the disk by a thread of each rank; the
+manifest is written when all have done so. One that fails is said and given up: the next one tries again.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from llmpipe.checkpoint import manifest
+from llmpipe.files import fsync, sha256
+from llmpipe.parallel.compat import Piece
+from llmpipe.train import state
+from llmpipe.train.faults import Watch
+from llmpipe.train.job import Job
+from llmpipe.train.optimizer import Optimizer
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves a job's checkpoints; all ranks make it, and call its methods, together."""
+
+    def __init__(self, job: Job, optimizer: Optimizer, watch: Watch):
+        self.job, self.optimizer, self.watch = job, optimizer, watch
+        # Of its own: threads that meet in the training's groups lock each other up.
+        self.group: dist.ProcessGroup = dist.new_group(backend="gloo")  # type: ignore[assignment]  # all ranks are in it
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.thread: Thread | None = None
+        self.started = time.monotonic()
+        self.saved = 0
+        """The step of the last one that rank 0 published."""
+
+    @property
+    def minutes(self) -> float:
+        """Since the last one began."""
+        return (time.monotonic() - self.started) / 60
+
+    def save(self, step: int) -> None:
+        """Begin the checkpoint after `step` steps, when the one before is done."""
+        self.wait()
+        self.started = time.monotonic()
+        pieces = self._snapshot()
+        told = state.counters(self.job, step, self.optimizer, self.watch)
+        size = self.job.live.stat().st_size if dist.get_rank() == 0 else 0
+        self.thread = Thread(target=self._write, args=(step, pieces, told, size), name=f"save {step}", daemon=True)
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Until none is under way."""
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+
+    def _snapshot(self) -> dict[str, Piece]:
+        """This rank's state as it is now, in memory that the next snapshot takes again."""
+        pieces = state.pieces(self.optimizer)
+        for name, piece in pieces.items():
+            if name not in self.buffers:
+                on_gpu = piece.local.is_cuda
+                self.buffers[name] = torch.empty_like(piece.local, device="cpu", pin_memory=on_gpu)
+            self.buffers[name].copy_(piece.local, non_blocking=True)
+        if self.optimizer.groups.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return {name: Piece(self.buffers[name], piece.shape, piece.offsets) for name, piece in pieces.items()}
+
+    def _write(self, step: int, pieces: dict[str, Piece], told: dict[str, Any], metrics_size: int) -> None:
+        """The thread: write and publish, or say why not."""
+        directory = self.job.checkpoints / f"step-{step:08}"
+        lead = dist.get_rank() == 0
+        try:
+            self._together(lambda: self._make(directory, metrics_size) if lead else None)
+            dcp_save({**pieces}, checkpoint_id=directory, process_group=self.group)
+            hashes = self._together(lambda: _own_hashes(directory))
+            if lead:
+                known = {name: digest for of_rank in hashes for name, digest in of_rank.items()}
+                manifest.write(directory, "training_checkpoint", told, {**known})
+                self.saved = step
+                self._prune(directory.parent, step)
+                log.info("step %s: saved %s", step, directory)
+        except Exception as error:  # a full disk, a dead rank: nothing of it may end the training here
+            if lead:
+                shutil.rmtree(directory, ignore_errors=True)
+                log.warning("step %s: not saved in %s: %s; the next checkpoint tries again", step, directory, error)
+
+    def _make(self, directory: Path, metrics_size: int) -> None:
+        """The empty folder with the metrics up to here."""
+        shutil.rmtree(directory, ignore_errors=True)  # left by a killed attempt
+        directory.mkdir(parents=True)
+        with self.job.live.open("rb") as live:
+            (directory / self.job.live.name).write_bytes(live.read(metrics_size))
+        fsync(directory / self.job.live.name)
+
+    def _prune(self, folder: Path, step: int) -> None:
+        """Remove what killed attempts left, and all but the newest `keep` and the milestones, up to `step`."""
+        recipe, whole = self.job.recipe, 0
+        for path in state.saved(folder, step):
+            is_whole = (path / manifest.NAME).is_file()
+            whole += is_whole
+            is_milestone = recipe.milestones and state.step_of(path) % recipe.milestones == 0
+            if not is_whole or (whole > recipe.keep and not is_milestone):
+                shutil.rmtree(path)
+
+    def _together(self, work: Callable[[], T]) -> list[T]:
+        """What each rank's `work` returns; if that of one failed, all raise what it said."""
+        mine: tuple[str | None, Any] = (None, None)
+        try:
+            mine = (None, work())
+        except Exception as error:
+            mine = (f"rank {dist.get_rank()}: {error}", None)
+        of_all: list[tuple[str | None, Any]] = [mine] * dist.get_world_size()
+        dist.all_gather_object(of_all, mine, group=self.group)
+        if failed := next((error for error, _ in of_all if error), None):
+            raise OSError(failed)
+        return [result for _, result in of_all]
+
+
+def _own_hashes(directory: Path) -> dict[str, str]:
+    """The SHA-256 of the tensors' files that this rank wrote, `__RANK_*.distcp`."""
+    return {path.name: sha256(path) for path in directory.glob(f"__{dist.get_rank()}_*.distcp")}

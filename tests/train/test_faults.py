@@ -1,0 +1,160 @@
+"""Steps that are skipped, and going back: which, by all ranks, and with what weights training goes on."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from jobs import RECIPE, assert_same_weights, make_job, run_job, trained_by_transformers
+
+from llmpipe.checkpoint.formats import open_source
+from llmpipe.errors import UserError
+from llmpipe.families import FAMILIES
+from llmpipe.parallel.processes import run_ranks
+from llmpipe.recipe import Recipe, Spike
+from llmpipe.train import loop
+from llmpipe.train.faults import NOT_FINITE, OVERFLOW, SPIKE, Watch
+from llmpipe.train.job import Job
+
+SHORT = replace(RECIPE, steps=8, save_every=2, keep=9)
+
+
+def with_losses(change: Callable[[int, float], float]) -> None:
+    """In this rank, the loss that a step's gradient comes with is changed; (step from 1, loss) → loss."""
+    original = loop.gradient
+
+    def changed(trainer: loop.Trainer, step: int) -> tuple[float, float]:
+        loss, grad_norm = original(trainer, step)
+        return change(step + 1, loss), grad_norm
+
+    loop.gradient = changed
+
+
+def train_bad(job: Job, bad: list[int], value: float = math.nan) -> None:
+    with_losses(lambda step, loss: value if step in bad else loss)
+    loop.train(job)
+
+
+def lines_of(job: Job) -> list[dict]:
+    return [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_skipped_step_is_none_in_transformers_either(checkpoint, dataset, tmp_path) -> None:
+    """Its samples are passed over, asked or not: what comes later is not moved."""
+    asked = make_job(checkpoint, dataset, tmp_path / "asked", recipe=replace(SHORT, skip_steps=[3, 4]), tp=2)
+    lines = run_job(asked)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["skipped"] for line in lines] == [None, None, "asked", "asked", None, None, None, None]
+    assert lines[2]["loss"] is None and lines[-1]["skipped_steps"] == 2
+
+    model, losses = trained_by_transformers(checkpoint, dataset, lines)
+    for line, loss in zip(lines, losses.tolist(), strict=True):
+        assert line["skipped"] or line["loss"] == pytest.approx(loss, rel=1e-5)
+    ours, family = open_source(asked.run / "weights"), FAMILIES["llama"]
+    for key in ours.keys():  # noqa: SIM118
+        theirs = model.state_dict()[family.hf_name(key, ours.shape)]
+        torch.testing.assert_close(ours.read(key), theirs, rtol=1e-3, atol=2e-5)
+
+    found = make_job(checkpoint, dataset, tmp_path / "found", recipe=SHORT, tp=2)
+    run_ranks(train_bad, 2, found, [3, 4], math.inf)
+    assert [line["skipped"] for line in lines_of(found)] == [None, None, NOT_FINITE, NOT_FINITE, None, None, None, None]
+    assert_same_weights(asked.run / "weights", found.run / "weights")
+
+
+def test_after_bad_steps_in_a_row_it_goes_back_and_passes_over_the_samples(checkpoint, dataset, tmp_path) -> None:
+    recipe = replace(SHORT, roll_back_after=2)
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, dp=2)
+    run_ranks(train_bad, 2, job, [4, 5])  # the checkpoints of steps 2 and 4 stand: the one of 2 is before the bad steps
+    skipped = [None, None, "rolled back", NOT_FINITE, NOT_FINITE, None, None, None]
+    assert [(line["step"], line["skipped"]) for line in lines_of(job)] == list(enumerate(skipped, start=1))
+    assert lines_of(job)[-1]["skipped_steps"] == 3
+    asked = make_job(checkpoint, dataset, tmp_path / "asked", recipe=replace(recipe, skip_steps=[3, 4, 5]), dp=2)
+    run_job(asked)
+    assert_same_weights(asked.run / "weights", job.run / "weights")
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [([1, 2], "no checkpoint is from before them"), ([4, 5, 6, 7], "after going back as well")],
+)
+def test_where_going_back_cannot_help_it_ends(bad, text, checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(SHORT, roll_back_after=2))
+    with pytest.raises(
+        UserError, match=rf"step {bad[-1]}: 2 steps in a row .* {text}: .* steps {bad[-2]} to {bad[-1]}"
+    ):
+        run_ranks(train_bad, 1, job, bad)
+    assert not (job.run / "weights").exists()
+
+
+def stop_after_5(job: Job, bad: list[int]) -> None:
+    loop.asked_to_stop = lambda run: len((run / "live.jsonl").read_text().splitlines()) == 5
+    train_bad(job, bad)
+
+
+def test_a_run_that_stops_among_bad_steps_goes_on_alike(checkpoint, dataset, tmp_path) -> None:
+    recipe = replace(SHORT, roll_back_after=3, spike=Spike(factor=3, window=2))
+    whole = make_job(checkpoint, dataset, tmp_path / "whole", recipe=recipe)
+    run_ranks(train_bad, 1, whole, [4, 5, 6], 1e3)
+    assert [line["skipped"] for line in lines_of(whole)][2:6] == ["rolled back", SPIKE, SPIKE, SPIKE]
+    parts = make_job(checkpoint, dataset, tmp_path / "parts", recipe=recipe)
+    run_ranks(stop_after_5, 1, parts, [4, 5, 6])
+    run_ranks(train_bad, 1, parts, [4, 5, 6], 1e3)
+    told = [[line["skipped"], line["loss"], line["skipped_steps"]] for line in lines_of(parts)]
+    # The first attempt's losses were nan.
+    assert [line[0] for line in told][2:6] == ["rolled back", NOT_FINITE, NOT_FINITE, SPIKE]
+    assert_same_weights(whole.run / "weights", parts.run / "weights")
+
+
+def test_steps_that_are_to_be_skipped_are_not_in_the_checkpoint_that_is_resumed(checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(SHORT, steps=6))
+    run_job(job)
+    more = replace(job, recipe=replace(SHORT, steps=6, skip_steps=[5]))
+    assert job.is_finished() and not more.is_finished()
+    (job.run / "run.json").unlink()
+    assert [line["skipped"] for line in run_job(more)] == [None] * 4 + ["asked", None]
+    fresh = make_job(checkpoint, dataset, tmp_path / "fresh", recipe=replace(SHORT, steps=6, skip_steps=[5]))
+    run_job(fresh)
+    assert_same_weights(fresh.run / "weights", more.run / "weights")
+
+
+def watch(**more: object) -> Watch:
+    return Watch(Recipe(seq_len=8, global_batch=1, steps=9, lr=1e-3, **more))  # type: ignore[arg-type]
+
+
+def test_a_spike_is_above_its_factor_times_the_median_of_the_steps_that_were_taken() -> None:
+    judge = watch(spike=Spike(factor=2, norm_factor=10, window=3)).judge
+    assert [judge(step, loss, 1.0) for step, loss in enumerate((5.0, 50.0, 1.0), 1)] == [None] * 3  # too few to tell
+    assert judge(4, 10.0, 1.0) is None  # the median of 5, 50 and 1 is 5; now of 50, 1 and 10 it is 10
+    assert judge(5, 20.1, 1.0) == SPIKE
+    assert judge(6, 20.0, 10.1) == SPIKE
+    assert judge(7, 20.0, 10.0) is None  # those of steps 5 and 6 are not among the steps before
+
+
+def test_without_a_rule_only_what_is_no_number_is_skipped() -> None:
+    judge = watch().judge
+    assert [judge(step, 10.0**step, 1.0) for step in range(1, 9)] == [None] * 8
+    assert judge(9, math.nan, 1.0) == NOT_FINITE and judge(10, 1.0, math.inf) == NOT_FINITE
+
+
+def test_overflows_while_the_loss_scale_is_sought_are_no_reason_to_go_back() -> None:
+    found = watch(roll_back_after=1)
+    assert found.judge(1, math.inf, math.inf, scale_can_shrink=True) == OVERFLOW and not found.has_to_go_back
+    assert found.judge(2, math.inf, math.inf) == NOT_FINITE and found.has_to_go_back
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("skip_steps", [0], "steps count from 1"),
+        ("roll_back_after", 0, "has to be 1 or more"),
+        ("keep", 0, "has to be 1 or more"),
+        ("save_minutes", -1.0, "has to be 0 or more"),
+    ],
+)
+def test_recipe_keys_that_make_no_sense_are_refused(key: str, value: object, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        watch(**{key: value})
+    with pytest.raises(UserError, match=r"spike\.factor is 0\.5, but has to be above 1, or 0"):
+        Spike(factor=0.5)
