@@ -40,7 +40,7 @@ def test_the_kernel_is_asked_for_the_same(window: int | None, monkeypatch) -> No
         return by_definition(q, k, v, *window_size)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-    compat.varlen_has_windows.cache_clear()
+    compat._varlen_options.cache_clear()
     expected = attend(*qkv(), Packed(BOUNDS), window)
     packed = Packed(BOUNDS)
     found = compat.varlen_causal(*qkv(), packed.cu_queries, packed.cu_keys, *packed.longest, window)

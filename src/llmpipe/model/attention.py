@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from llmpipe.model.dropout import Key, seeded
+from llmpipe.model.flex import flex_causal
 from llmpipe.model.packed import Packed
-from llmpipe.parallel.compat import varlen_causal, varlen_has_windows
-from llmpipe.parallel.context import gather_keys
+from llmpipe.parallel.compat import varlen_causal, varlen_takes
+from llmpipe.parallel.context import gathered_keys
 
 MOST_MASKED = 1024  # queries: a mask has them times all keys
 
@@ -28,12 +29,28 @@ def attend(
     With a window a token sees that many tokens, the last of which is itself. With a key a share of the probabilities
     is dropped.
     """
-    if packed.cp.size > 1:
-        k, v = gather_keys(k, v, packed.cp, packed.seen)
+    if packed.cp.size == 1:
+        return _attend(q, k, v, packed, window, dropout, key)
+    with gathered_keys(k, v, packed.cp, packed.seen) as (k, v):
+        return _attend(q, k, v, packed, window, dropout, key)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    packed: Packed,
+    window: int | None,
+    dropout: float,
+    key: Key | None,
+) -> torch.Tensor:
+    """q (N/cp, heads, D), k and v (S, kv_heads, D) of the tokens that they see → (N/cp, heads, D)."""
     if dropout and key:  # which the variable-length kernel cannot
         with seeded(key, q.device):
             return _piece_by_piece(q, k, v, packed, window, dropout)
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and (window is None or varlen_has_windows()):
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        if not varlen_takes(q.shape[1] != k.shape[1], window):
+            return flex_causal(q, k, v, packed, window)
         return varlen_causal(q, k, v, packed.cu_queries, packed.cu_keys, *packed.longest, window)
     return _piece_by_piece(q, k, v, packed, window)
 

@@ -68,24 +68,32 @@ def varlen_causal(
 
     Of a piece with more keys than queries the last query sees all keys: FlashAttention's mask is aligned to the bottom
     right since its version 2.1. A token sees the `window` tokens that end with itself: the kernel counts those before
-    it. Older releases take `is_causal`, and have neither windows nor grouped queries: there K and V are repeated.
+    it. For what `varlen_takes`.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    known = inspect.signature(varlen_attn).parameters
     before = -1 if window is None else window - 1
-    options: dict[str, Any] = {"window_size": (before, 0)} if varlen_has_windows() else {"is_causal": True}
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1 and "enable_gqa" in known:
+    options: dict[str, Any] = (
+        {"window_size": (before, 0)} if "window_size" in _varlen_options() else {"is_causal": True}
+    )
+    if q.shape[1] != k.shape[1]:
         options["enable_gqa"] = True
-    elif groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (S, heads, D)
     return varlen_attn(q, k, v, cu_queries, cu_keys, most_queries, most_keys, **options)  # type: ignore[return-value]
 
 
+def varlen_takes(grouped: bool, window: int | None) -> bool:
+    """Whether this torch's variable-length kernel has what is asked: 2.11's has no grouped queries and no windows."""
+    known = _varlen_options()
+    return (not grouped or "enable_gqa" in known) and (window is None or "window_size" in known)
+
+
 @cache
-def varlen_has_windows() -> bool:
-    """Whether this torch's variable-length kernel knows sliding windows."""
+def _varlen_options() -> frozenset[str]:
     from torch.nn.attention.varlen import varlen_attn
 
-    return "window_size" in inspect.signature(varlen_attn).parameters
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def saved_tensors_are_hooked() -> bool:
+    """Whether something decides already what the backward pass finds: recomputation, offloading."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
