@@ -5,12 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from llmpipe.layout import Layout
-from llmpipe.model.attention import _piece_by_piece
+from llmpipe.model.attention import _piece_by_piece, attend
 from llmpipe.model.packed import Packed
-from llmpipe.parallel import compat
-from llmpipe.parallel.context import gather_keys
+from llmpipe.model.recompute import recomputed
+from llmpipe.parallel import compat, context
+from llmpipe.parallel.context import gathered_keys
 from llmpipe.parallel.groups import ContextParallel, make_groups
 from llmpipe.parallel.processes import run_ranks
 
@@ -79,8 +81,8 @@ def gathered(cp: int) -> tuple[np.ndarray, ...]:
     groups = make_groups(Layout(cp=cp, tp=2, gpus_per_node=2 * cp, device="cpu").resolved(), torch.device("cpu"))
     packed = packed_of(groups.cp)
     own = [torch.cat([x[part] for part in packed.own]).requires_grad_() for x in whole_keys()]
-    found = gather_keys(*own, groups.cp, packed.seen)
-    torch.autograd.backward(found, upstream(packed, groups.at.cp))
+    with gathered_keys(*own, groups.cp, packed.seen) as found:
+        torch.autograd.backward(found, upstream(packed, groups.at.cp))
     return tuple(x.detach().numpy() for x in (*found, *(x.grad for x in own)))
 
 
@@ -112,6 +114,30 @@ def test_keys_are_gathered_and_their_gradients_go_back(cp: int) -> None:
         grads = [torch.cat([x.grad[part] for part in places[rank].own]) for x in whole]
         for ours, theirs in zip(found, (*expected[rank], *grads), strict=True):
             torch.testing.assert_close(torch.from_numpy(ours), theirs.detach(), rtol=0, atol=1e-6)
+
+
+def kept(recompute: bool) -> tuple[int, int, int]:
+    """How many of the gathered tensors live on after the forward pass, and how many there were before and after."""
+    groups = make_groups(Layout(cp=2, gpus_per_node=2, device="cpu").resolved(), torch.device("cpu"))
+    gather, made = context._gather, []
+
+    def watched(*arguments):
+        found = gather(*arguments)
+        made.extend(StorageWeakRef(x.untyped_storage()) for x in found)
+        return found
+
+    context._gather = watched
+    q, k, v = (torch.ones(NUM_TOKENS // 2, heads, 8, requires_grad=True) for heads in (4, 2, 2))
+    out = recomputed(recompute, attend, q, k, v, packed_of(groups.cp))
+    alive, before = sum(not storage.expired() for storage in made), len(made)
+    out.sum().backward()
+    assert all(storage.expired() for storage in made)
+    return alive, before, len(made)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gathered_keys_are_not_kept_for_the_backward_pass(recompute: bool) -> None:
+    assert run_ranks(kept, 2, recompute) == [(0, 2, 4)] * 2
 
 
 @pytest.mark.parametrize("cp", [2, 3, 4, 8])

@@ -96,4 +96,4 @@ def _varlen_options() -> frozenset[str]:
 
 def saved_tensors_are_hooked() -> bool:
     """Whether something decides already what the backward pass finds: recomputation, offloading."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # type: ignore[attr-defined]
