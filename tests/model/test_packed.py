@@ -60,7 +60,7 @@ def flash_attention(q, k, v, cu_q, cu_k, max_q, max_k, *, window_size, enable_gq
 @pytest.mark.parametrize("cp", [1, 2, 4])
 def test_each_ranks_queries_see_what_they_may(cp: int, bounds: list[int], window: int | None, monkeypatch) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", flash_attention)
-    monkeypatch.setattr(compat, "varlen_has_windows", lambda: True)
+    monkeypatch.setattr(compat, "_varlen_options", lambda: {"window_size", "enable_gqa"})
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(NUM_TOKENS, heads, 8, generator=generator) for heads in (4, 2, 2))
     whole, held = by_definition(q, k, v, bounds, window), []
