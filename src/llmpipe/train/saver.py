@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException  # not an Exception
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from llmpipe.checkpoint import manifest
@@ -88,10 +89,11 @@ class Saver:
                 self.saved = step
                 self._prune(directory.parent, step)
                 log.info("step %s: saved %s", step, directory)
-        except Exception as error:  # a full disk, a dead rank: nothing of it may end the training here
+        except (Exception, CheckpointException) as error:  # a full disk, say: it may not end the training
             if lead:
                 shutil.rmtree(directory, ignore_errors=True)
-                log.warning("step %s: not saved in %s: %s; the next checkpoint tries again", step, directory, error)
+                said = _said(error)
+                log.warning("step %s: not saved in %s: %s; the next checkpoint tries again", step, directory, said)
 
     def _make(self, directory: Path, metrics_size: int) -> None:
         """The empty folder with the metrics up to here."""
@@ -123,6 +125,14 @@ class Saver:
         if failed := next((error for error, _ in of_all if error), None):
             raise OSError(failed)
         return [result for _, result in of_all]
+
+
+def _said(error: BaseException) -> str:
+    """What went wrong on the first rank on which it did, without torch's tracebacks of all."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {cause}"
+    return str(error)
 
 
 def _own_hashes(directory: Path) -> dict[str, str]:

@@ -1,0 +1,105 @@
+"""Checkpoints that are written beside the training: whole or not there, whatever happens to them."""
+
+import logging
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import RECIPE, assert_same_weights, make_job, run_job
+
+from llmpipe.parallel.processes import run_ranks
+from llmpipe.train import saver
+from llmpipe.train.job import Job
+from llmpipe.train.loop import train
+
+SHORT = replace(RECIPE, steps=6, save_every=2, keep=9)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = make_job(checkpoint, dataset, tmp_path_factory.mktemp("undisturbed"), recipe=SHORT, dp=2)
+    run_job(job)
+    return job
+
+
+def whole(job: Job) -> list[str]:
+    return sorted(path.parent.name for path in job.checkpoints.glob("*/manifest.json"))
+
+
+def train_with_a_full_disk(job: Job) -> bool:
+    """For rank 1's part of step 4: the kernel's own full device."""
+    make = saver.Saver._make
+
+    def make_full(self: saver.Saver, directory: Path, metrics_size: int) -> None:
+        make(self, directory, metrics_size)
+        if directory.name == "step-00000004":
+            (directory / "__1_0.distcp").symlink_to("/dev/full")
+
+    saver.Saver._make = make_full
+    logging.getLogger("llmpipe").addHandler(logging.FileHandler(job.run / "log.txt"))
+    return train(job)
+
+
+def test_a_full_disk_ends_no_training(undisturbed, checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=SHORT, dp=2)
+    assert run_ranks(train_with_a_full_disk, 2, job) == [True, True]
+    assert whole(job) == ["step-00000002", "step-00000006"]
+    assert not (job.checkpoints / "step-00000004").exists()
+    said = (job.run / "log.txt").read_text()
+    assert "step 4: not saved" in said and "No space left on device" in said and "tries again" in said
+    assert_same_weights(undisturbed.run / "weights", job.run / "weights")
+
+
+def train_beside_a_slow_save(job: Job) -> bool:
+    """The checkpoint of step 4 is written when step 6 is done."""
+    save = saver.dcp_save
+
+    def save_slowly(*given: Any, checkpoint_id: Path, **more: Any) -> Any:
+        deadline = time.monotonic() + 60
+        while checkpoint_id.name == "step-00000004" and len(job.live.read_text().splitlines()) < 6:
+            assert time.monotonic() < deadline, "training waits for the save"
+            time.sleep(0.01)
+        return save(*given, checkpoint_id=checkpoint_id, **more)
+
+    saver.dcp_save = save_slowly  # type: ignore[assignment]
+    return train(job)
+
+
+def test_a_checkpoint_is_of_its_step_though_training_went_on(undisturbed, checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=SHORT, dp=2)
+    assert run_ranks(train_beside_a_slow_save, 2, job) == [True, True]
+    assert whole(job) == ["step-00000002", "step-00000004", "step-00000006"]
+    assert len((job.checkpoints / "step-00000004/live.jsonl").read_text().splitlines()) == 4
+    shutil.rmtree(job.checkpoints / "step-00000006")
+    (job.run / "run.json").unlink()
+    shutil.rmtree(job.run / "weights")
+    run_job(job)  # from step 4
+    assert_same_weights(undisturbed.run / "weights", job.run / "weights")
+
+
+def test_it_leaves_after_the_step_that_was_asked_for(undisturbed, checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=SHORT, dp=2)
+    leaving = replace(job, exit_at_step=3)
+    for _ in range(2):  # again, it has nothing to do
+        assert run_ranks(train, 2, leaving) == [False, False]
+        assert whole(job) == ["step-00000002", "step-00000003"]
+    run_job(job)
+    assert_same_weights(undisturbed.run / "weights", job.run / "weights")
+
+
+def test_the_newest_and_the_milestones_are_kept(checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(SHORT, steps=8, keep=2, milestones=3))
+    left = job.checkpoints / "step-00000001"  # by a killed attempt
+    left.mkdir(parents=True)
+    run_job(job)
+    assert whole(job) == ["step-00000003", "step-00000006", "step-00000008"] and not left.exists()
+
+
+def test_one_is_due_by_the_clock(checkpoint, dataset, tmp_path) -> None:
+    recipe = replace(SHORT, steps=3, save_every=50, save_minutes=1e-9)
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe)
+    run_job(job)
+    assert whole(job) == ["step-00000001", "step-00000002", "step-00000003"]
