@@ -7,6 +7,7 @@ from llmpipe.model import attention
 from llmpipe.model.attention import attend
 from llmpipe.model.flex import flex_causal
 from llmpipe.model.packed import Packed
+from llmpipe.parallel.groups import ContextParallel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 
@@ -67,6 +68,28 @@ def test_a_document_moves_no_other_documents_values_or_gradients(kernel: str, wi
         assert not moved[:130].any() and not moved[300:].any()
     out, changed = of(0.0)[0], of(1.0)[0]
     assert (out[130:300] != changed[130:300]).flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("kernel", ["varlen", "flex"])
+def test_a_context_ranks_queries_see_keys_that_end_with_them(kernel: str, window: int | None, rank: int) -> None:
+    given = qkv(torch.bfloat16)
+    exact = [tensor.detach().float().cpu().requires_grad_() for tensor in given]
+    pull = torch.randn(N, 8, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    packed = Packed(BOUNDS.cuda(), ContextParallel(None, 2, rank))
+    q, k, v = (
+        torch.cat([x[part] for part in parts])
+        for x, parts in zip(given, (packed.own, packed.seen, packed.seen), strict=True)
+    )
+    own = torch.cat([torch.arange(part.start, part.stop) for part in packed.own])
+    out = KERNELS[kernel](q, k, v, packed, window)
+    out.backward(pull[own].cuda())
+    expected = attend(*exact, Packed(BOUNDS), window)[own]
+    expected.backward(pull[own].float())
+    torch.testing.assert_close(out.detach().float().cpu(), expected.detach(), rtol=2e-2, atol=2e-2)
+    for found, reference in zip(given, exact, strict=True):
+        assert (found.grad.float().cpu() - reference.grad).norm() <= 2e-2 * reference.grad.norm()
 
 
 def test_dropout_on_a_gpu_follows_from_its_key() -> None:
