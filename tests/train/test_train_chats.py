@@ -34,7 +34,7 @@ def job(model: Path, chats: Path, run: Path, **changes: Any) -> Job:
     """A job whose steps are whole epochs."""
     recipe, layout = changes.pop("recipe", {}), changes
     recipe = replace(RECIPE, seq_len=SEQ_LEN, steps=STEPS, **recipe)
-    rows = ChatSamples(chats, [1, 0, 0], "train", SEQ_LEN, 1, 0, packing=recipe.packing).rows_per_epoch
+    rows = ChatSamples(chats, [1, 0, 0], "train", SEQ_LEN, 1, 0, packing=recipe.packing).samples_per_epoch
     made = make_job(model, chats, run, replace(recipe, global_batch=rows), **({"micro_batch": 1} | layout))
     return replace(made, split=[1, 0, 0])
 

@@ -74,7 +74,7 @@ class ChatSamples:
         check_fit(prefix, lengths, seq_len)
         self._firsts, self._sizes = self.reader.starts[self.part.start : self.part.stop], lengths - 1
         self._rows = lru_cache(maxsize=2)(lambda epoch: pack(lengths, seq_len, seed, epoch, packing))
-        self.rows_per_epoch = len(self._rows(0))
+        self.samples_per_epoch = len(self._rows(0))
         self.packing = packing
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class ChatSamples:
 
     def _chats(self, index: int) -> list[int]:
         """The chats of a row, counted from the part's first."""
-        epoch, number = divmod(index, self.rows_per_epoch)
+        epoch, number = divmod(index, self.samples_per_epoch)
         return self._rows(epoch)[number]
 
     def _places(self, chats: NDArray[np.int64]) -> NDArray[np.int64]:

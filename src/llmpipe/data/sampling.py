@@ -61,6 +61,8 @@ class Samples:
         except ValueError as error:
             raise UserError(f"{prefix} cannot give {num_samples} samples of {seq_len} tokens: {error}") from error
         self.num_epochs = len(self.document_index) // len(self.part)
+        tokens = self.reader.starts[self.part.stop] - self.reader.starts[self.part.start]
+        self.samples_per_epoch = float(tokens) / seq_len
 
     def __len__(self) -> int:
         return len(self.shuffle_index)
@@ -100,6 +102,7 @@ class Blend:
             if not (math.isfinite(weight) and weight > 0):
                 raise UserError(f"the weight of {prefix} is {weight}, but has to be above 0")
         sizes, weights = _normalized(list(data.values()), num_samples)
+        self.weights = weights
         self.dataset_index, self.dataset_sample_index = helpers.blend_index(weights, num_samples)
         taken = np.bincount(self.dataset_index, minlength=len(data)).tolist()
         self.datasets = [
@@ -113,6 +116,11 @@ class Blend:
     def __getitem__(self, index: int) -> Any:
         """What the datasets give: `Samples` a tuple."""
         return self.datasets[self.dataset_index[index]][self.dataset_sample_index[index]]
+
+    def epoch(self, num_samples: int) -> float:
+        """How often the first so many samples take the dataset that comes round the most often."""
+        shares = zip(self.weights.tolist(), self.datasets, strict=True)
+        return max(num_samples * weight / dataset.samples_per_epoch for weight, dataset in shares)
 
     def read(self, indices: NDArray[np.int64]) -> list[Any]:
         """What `__getitem__` gives of each of several samples; each dataset reads its own in one call."""

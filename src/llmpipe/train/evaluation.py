@@ -1,0 +1,100 @@
+"""Evaluation on held-out documents while training: forward only, nothing dropped, no state changed.
+
+N tokens of a micro-batch, H hidden.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+
+from llmpipe.data.held_out import HeldOut
+from llmpipe.data.loader import Loader
+from llmpipe.model.decoder import Decoder
+from llmpipe.parallel.groups import Groups
+from llmpipe.train.job import Job
+from llmpipe.train.tally import Tally, perplexity
+
+
+def held_out_data(job: Job) -> tuple[dict[Path, float], list[float]]:
+    """The datasets whose validation part is evaluated on, and their split: the job's own ones for it, or all."""
+    data = job.validation or job.data
+    split = [0.0, 1.0, 0.0] if job.validation else job.split
+    return {Path(prefix): weight for prefix, weight in data.items()}, split
+
+
+class Evaluation:
+    """A job's held-out rows, which all ranks share out; each evaluation takes all of them."""
+
+    def __init__(self, job: Job, groups: Groups, dtype: torch.dtype):
+        """`dtype`: what passes between stages."""
+        recipe, layout, at = job.recipe, job.layout, groups.at
+        self.groups, self.dtype, self.tally = groups, dtype, Tally(groups)
+        data, split = held_out_data(job)
+        most_rows = recipe.eval_batches * recipe.global_batch
+        rows = HeldOut(data, split, "validation", recipe.seq_len, most_rows, recipe.seed, recipe.scalar_loss_mask)
+        at_once = layout.dp * layout.micro_batch
+        self.num_micro_batches = -(-len(rows) // at_once)
+        self.loader = Loader(
+            rows,  # type: ignore[arg-type]  # it is read as a blend is
+            seq_len=recipe.seq_len,
+            global_batch=at_once,
+            micro_batch=layout.micro_batch,
+            dp=layout.dp,
+            dp_rank=at.dp,
+            cp=layout.cp,
+            cp_rank=at.cp,
+        )
+
+    @torch.no_grad()
+    def run(self, model: Decoder) -> dict[str, float | None]:
+        """What the model makes of the held-out rows, as metrics have it; all ranks call it together."""
+        start, device = time.perf_counter(), self.groups.device
+        sums = torch.zeros(2, dtype=torch.float64, device=device)  # Σ w·ℓ, Σ w of this rank
+        for i in range(self.num_micro_batches):
+            batch = self.loader.step(i).to(device)
+            loss = self._loss(model, *next(batch.micro_batches()))
+            if self.groups.is_last_stage:
+                sums += torch.stack([loss[0], batch.weights.sum()])
+            self.tally.add(model, batch)
+        _let_go(model)
+        dist.all_reduce(sums)  # tp ranks all have the same, which leaves the mean as it is
+        mean = float(sums[0] / sums[1])
+        found = {"loss": mean if math.isfinite(mean) else None, "perplexity": perplexity(mean), **self.tally.take()}
+        return {f"eval_{key}": value for key, value in (found | {"seconds": time.perf_counter() - start}).items()}
+
+    def _loss(
+        self,
+        model: Decoder,
+        tokens: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Σ w·ℓ of one micro-batch, (1,): 0 but on the last stage; each stage waits for the one before."""
+        groups = self.groups
+        x, last_run = tokens, len(model.runs) - 1
+        for run in range(len(model.runs)):
+            if not (groups.is_first_stage and run == 0):
+                x = self._receive(len(tokens), model.shape.hidden)  # (N/tp, H)
+            x = model(x, cu_seqlens, labels, weights, run=run)  # (N/tp, H), or (1,)
+            if groups.is_last_stage and run == last_run:
+                return x
+            dist.send(x.contiguous(), group=groups.pp, group_dst=(groups.at.pp + 1) % groups.layout.pp)
+        return torch.zeros(1, device=groups.device)
+
+    def _receive(self, num_tokens: int, hidden: int) -> torch.Tensor:
+        groups = self.groups
+        x = torch.empty(num_tokens // groups.layout.tp, hidden, dtype=self.dtype, device=groups.device)
+        dist.recv(x, group=groups.pp, group_src=(groups.at.pp - 1) % groups.layout.pp)
+        return x
+
+
+def _let_go(model: Decoder) -> None:
+    """Drop the gathered weights that a forward pass without a backward pass leaves."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

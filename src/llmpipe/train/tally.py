@@ -1,0 +1,46 @@
+"""How often the label was what the model found likeliest, over all ranks; and a loss as perplexity."""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from llmpipe.data.loader import Batch
+from llmpipe.parallel.groups import Groups
+
+
+class Tally:
+    """Counts labels that count in the loss (weight above 0), and how many of them the model found likeliest."""
+
+    def __init__(self, groups: Groups):
+        self.groups = groups
+        self._forget()
+
+    def _forget(self) -> None:
+        # labels, hits, the assistant's labels in chats, hits of those
+        self.counts = torch.zeros(4, dtype=torch.float64, device=self.groups.device)
+
+    def add(self, model: Any, batch: Batch) -> None:
+        """This rank's batch, whose hits are taken from the model; only the last stage has any."""
+        if not model.hits:
+            return
+        hits = torch.cat(model.hits)
+        model.hits.clear()
+        counted = torch.cat(batch.by_micro_batch("weights")) > 0
+        assistant = torch.cat(batch.by_micro_batch("assistant")) & counted
+        self.counts += torch.stack([x.sum() for x in (counted, hits & counted, assistant, hits & assistant)])
+
+    def take(self) -> dict[str, float | None]:
+        """`accuracy`, and `assistant_accuracy` where there are chats, over all ranks since the last call."""
+        counts = self.counts / self.groups.layout.tp  # the tp ranks of a stage all have the same
+        dist.all_reduce(counts)
+        self._forget()
+        labels, hits, of_assistant, assistant_hits = counts.tolist()
+        found = {"accuracy": hits / labels if labels else None}
+        return found | ({"assistant_accuracy": assistant_hits / of_assistant} if of_assistant else {})
+
+
+def perplexity(loss: float) -> float | None:
+    """exp(loss); None for what is no number, or too large for one."""
+    return math.exp(loss) if -math.inf < loss < 700 else None
