@@ -40,11 +40,16 @@ def test_wrong_world_size(given: dict[str, int]) -> None:
     assert "tp x pp x cp has to be one of [1, 2, 4, 8]" in str(error.value)
 
 
-def test_zero_and_later_versions_are_refused() -> None:
+def test_zero_is_refused() -> None:
     with pytest.raises(UserError, match="layout: tp is 0, but has to be 1 or more"):
         Layout(tp=0)
-    with pytest.raises(UserError, match="vp is 2; this version of llmpipe trains with vp: 1 only"):
-        Layout(vp=2).check_training()
+
+
+def test_schedules_that_virtual_stages_cannot_have_are_refused() -> None:
+    with pytest.raises(UserError, match=r"gpipe has no virtual stages, and vp is 2: vp 1, .* would work"):
+        Layout(pp=2, vp=2, pp_schedule="gpipe").check_training()
+    with pytest.raises(UserError, match="interleaved is for virtual stages: 1f1b, or vp 2, would work"):
+        Layout(pp=2, pp_schedule="interleaved").check_training()
 
 
 def test_legal_tps_replicate_kv_heads() -> None:
@@ -82,6 +87,8 @@ def test_stages_that_cannot_be_are_refused() -> None:
         Stages(2, layers=(15, 18)).check(32)
     with pytest.raises(UserError, match="pp has to be 2 or more"):
         Stages(1, 2).check(4)
+    with pytest.raises(UserError, match=r"pp 3 x vp 2 does not divide 8 layers: pp has to be one of \[2, 4\]"):
+        Stages(3, 2).check(8)
 
 
 @pytest.mark.parametrize(("size", "parts"), [(32000, 8), (203, 4), (5, 4), (3, 8)])

@@ -132,9 +132,15 @@ def test_the_name_of_rank_files_says_how_they_are_made() -> None:
         assert Stages(int(told["--pp"]), int(told.get("--vp", 1)), parse_layers(told.get("--pp-layers"))) == stages
 
 
-def test_virtual_stages_are_refused_for_a_run(config: Path) -> None:
-    write_run(config, layout="{gpus_per_node: 2, pp: 2, vp: 2}")
-    with pytest.raises(UserError, match=r"runs/mine\.yaml: layout: vp is 2; this version of llmpipe trains with vp: 1"):
+def test_virtual_stages_reach_rank_files_and_training(config: Path) -> None:
+    write_run(config, layout="{gpus_per_node: 2, pp: 2, vp: 4, pp_schedule: zero-bubble}")
+    assert outputs.rank_files("mine") == "results/models/llama2_7b/tp1-pp2-vp4"
+    assert " --vp 4 --pp-schedule zero-bubble " in options.finetune_options("mine")
+
+
+def test_a_schedule_that_cannot_be_is_refused_for_a_run(config: Path) -> None:
+    write_run(config, layout="{gpus_per_node: 2, pp: 2, vp: 4, pp_schedule: gpipe}")
+    with pytest.raises(UserError, match=r"runs/mine\.yaml: layout: pp_schedule gpipe has no virtual stages.* vp is 4"):
         configs.layout("mine")
 
 

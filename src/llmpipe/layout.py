@@ -5,7 +5,6 @@ Ranks are numbered as in Megatron: tp changes fastest, then cp, then dp, then pp
 
 import math
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Literal
 
 from llmpipe.errors import UserError
@@ -30,7 +29,10 @@ class Layout:
     micro_batch: int = 1
     """Sequences in one forward pass of a rank."""
     vp: int = 1
-    """Virtual stages a rank; training takes only 1 for now."""
+    """Virtual stages of a pipeline rank: with more than 1 it holds that many shorter runs of layers, and waits less."""
+    pp_schedule: Literal["1f1b", "interleaved", "gpipe", "zero-bubble"] = "1f1b"
+    """The order of forward and backward passes: 1f1b, interleaved where vp is above 1; gpipe, all forward and then all
+    backward, which keeps the most activations; zero-bubble, where the weights' gradients fill the gaps."""
     pp_layers: list[int] = field(default_factory=list)
     """How many layers each pipeline stage holds, where the split is uneven; left out, all hold as many."""
     device: Literal["cuda", "cpu"] = "cuda"
@@ -42,9 +44,14 @@ class Layout:
                 raise UserError(f"layout: {name} is {getattr(self, name)}, but has to be 1 or more")
 
     def check_training(self) -> None:
-        """UserError for what rank files may have, but a training not yet."""
-        if self.vp != 1:
-            raise UserError(f"layout: vp is {self.vp}; this version of llmpipe trains with vp: 1 only")
+        """UserError, naming what would work, for a schedule that these virtual stages cannot have."""
+        if self.pp_schedule == "interleaved" and self.vp == 1:
+            raise UserError("layout: pp_schedule interleaved is for virtual stages: 1f1b, or vp 2, would work")
+        if self.pp_schedule == "gpipe" and self.vp > 1:
+            raise UserError(
+                f"layout: pp_schedule gpipe has no virtual stages, and vp is {self.vp}: vp 1, or pp_schedule"
+                " interleaved or zero-bubble, would work"
+            )
 
     @property
     def processes(self) -> int:
@@ -133,9 +140,18 @@ class Stages:
         uneven = f"-layers{'.'.join(map(str, self.layers))}" if self.layers else ""
         return f"pp{self.pp}" + (f"-vp{self.vp}" if self.vp > 1 else "") + uneven
 
+    @property
+    def count(self) -> int:
+        """How many stages there are on all ranks together."""
+        return self.pp * self.vp
+
+    def of_rank(self, rank: int) -> range:
+        """The stages of a pipeline rank."""
+        return range(rank, self.count, self.pp)
+
     def check(self, num_layers: int) -> None:
         """UserError, naming what would work, if a model of so many layers cannot be split so."""
-        stages = self.pp * self.vp
+        stages = self.count
         if self.vp > 1 and self.pp == 1:
             raise UserError("virtual stages (vp) share a pipeline: pp has to be 2 or more")
         if self.layers:
@@ -145,18 +161,22 @@ class Stages:
                     f" each stage, that make {num_layers} layers together"
                 )
         elif num_layers % stages:
-            legal = [n for n in range(1, num_layers + 1) if num_layers % (n * self.vp) == 0]
+            legal = [n for n in range(min(self.vp, 2), num_layers + 1) if num_layers % (n * self.vp) == 0]
             virtual = f" x vp {self.vp}" if self.vp > 1 else ""
             raise UserError(
                 f"pp {self.pp}{virtual} does not divide {num_layers} layers: pp has to be one of {legal}, or"
                 f" --pp-layers (layout: pp_layers) says how many layers each of the {stages} stages holds"
             )
 
+    def run(self, num_layers: int, stage: int) -> range:
+        """The global numbers of a stage's layers."""
+        sizes = self.layers or (num_layers // self.count,) * self.count
+        end = sum(sizes[: stage + 1])
+        return range(end - sizes[stage], end)
+
     def runs(self, num_layers: int, rank: int) -> list[range]:
         """The global numbers of a rank's layers, one run for each of its virtual stages."""
-        sizes = self.layers or (num_layers // (self.pp * self.vp),) * (self.pp * self.vp)
-        ends = list(accumulate(sizes))
-        return [range(ends[s] - sizes[s], ends[s]) for s in range(rank, self.pp * self.vp, self.pp)]
+        return [self.run(num_layers, stage) for stage in self.of_rank(rank)]
 
     def layers_of(self, num_layers: int, rank: int) -> list[int]:
         """The global numbers of all layers of a rank."""

@@ -48,7 +48,7 @@ def test_logits_are_those_of_transformers(changes) -> None:
     tokens = torch.randint(0, 101, (2, 300))
     with torch.no_grad():
         expected = theirs(tokens).logits
-    assert torch.allclose(Engine(ours, None, torch.device("cpu")).logits(tokens), expected, atol=1e-5)
+    assert torch.allclose(Engine([ours], None, torch.device("cpu")).logits(tokens), expected, atol=1e-5)
 
 
 def test_gradients_are_those_of_transformers() -> None:
@@ -96,7 +96,7 @@ def leak(tp: int, pp: int) -> tuple[list[bool], list[bool]]:
     state = whole.state_dict()
     for key, parameter in model.named_parameters():
         parameter.data.copy_(state[key][local_slices(whole.shape, key, tp, groups.at.tp)])
-    engine = Engine(model.eval(), groups, torch.device("cpu"))
+    engine = Engine([model.eval()], groups, torch.device("cpu"))
     torch.manual_seed(1)
     tokens = torch.randint(0, 100, (32,))
     changed = tokens.clone()

@@ -13,13 +13,12 @@ from safetensors import safe_open
 from hf_twins import VOCAB, in_our_names, shape_of, theirs
 from llmpipe.checkpoint import manifest
 from llmpipe.data.loader import Batch
-from llmpipe.errors import UserError
 from llmpipe.layout import Layout
-from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import fill
+from llmpipe.model.rank import RankModel
 from llmpipe.parallel.data import shard
 from llmpipe.parallel.groups import make_groups
-from llmpipe.parallel.pipeline import forward_backward, make_schedule
+from llmpipe.parallel.pipeline import Pipeline
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.train.loop import global_loss, global_weight
 from llmpipe.train.optimizer import Optimizer
@@ -64,16 +63,16 @@ def steps(name: str, layout: Layout, groups):
     weights = in_our_names(reference.state_dict(), shape)
     source = SimpleNamespace(shape=shape, read=lambda key, slices: weights[key][slices])
     with torch.device("meta"):
-        model = Decoder(shape, groups.tp, layout.stages, groups.at.pp)
-    shard(model, groups, torch.float32, torch.float32)
+        model = RankModel(shape, groups.tp, layout.stages, groups.at.pp)
+    for stage in model:
+        shard(stage, groups, torch.float32, torch.float32)
     model.to_empty(device="cpu")
     optimizer = Optimizer(model, shape, replace(RECIPE, clip=0.5), groups)
     fill(optimizer.parameters, source, groups.tp, groups.num_data, groups.data_rank)
-    count = NUM_MICRO_BATCHES // layout.dp
-    schedule = make_schedule(model, groups, count, NUM_TOKENS, shape.hidden, torch.float32)
+    pipeline = Pipeline(model, groups, NUM_TOKENS, shape.hidden, torch.float32)
     for step in range(NUM_STEPS):
         batch = batch_of(step, layout.dp, groups.at.dp)
-        share = forward_backward(model, schedule, groups, batch, global_weight(batch.weights, groups))
+        share = pipeline.forward_backward(batch, global_weight(batch.weights, groups))
         yield global_loss(share, groups), optimizer.reduce_and_clip()
         optimizer.step(1e-2)
 
@@ -149,9 +148,3 @@ def test_tied_copies_resume_bit_identical(dataset, tmp_path) -> None:
     (half.run / "stop").unlink()
     run_job(half)
     assert_same_weights(whole.run / "weights", half.run / "weights")
-
-
-def test_virtual_stages_are_refused_before_anything_starts(checkpoint, dataset, tmp_path) -> None:
-    job = make_job(checkpoint, dataset, tmp_path / "run", pp=2, vp=2)
-    with pytest.raises(UserError, match="layout: vp is 2; this version of llmpipe trains with vp: 1 only"):
-        preflight(job)

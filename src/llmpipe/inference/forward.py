@@ -22,9 +22,9 @@ from llmpipe.parallel.processes import run_ranks
 class Engine:
     """A model to ask for logits, in one process (`groups` None) or on each rank of a layout."""
 
-    def __init__(self, model: Decoder, groups: Groups | None, device: torch.device):
+    def __init__(self, model: list[Decoder], groups: Groups | None, device: torch.device):
         self.model, self.groups, self.device = model, groups, device
-        self.shape = model.shape
+        self.shape, self.tp = model[0].shape, groups.tp if groups else TensorParallel()
 
     @classmethod
     def open(
@@ -33,15 +33,16 @@ class Engine:
         """Load a checkpoint or rank files (of any layout); with `groups`, this rank's part."""
         where = torch.device(device)
         if groups is None:
-            return cls(load_decoder(path, TensorParallel(), ONE_STAGE, 0, dtype, where), None, where)
-        return cls(load_decoder(path, groups.tp, groups.layout.stages, groups.at.pp, dtype, where), groups, where)
+            return cls([*load_decoder(path, TensorParallel(), ONE_STAGE, 0, dtype, where)], None, where)
+        model = load_decoder(path, groups.tp, groups.layout.stages, groups.at.pp, dtype, where)
+        return cls([*model], groups, where)
 
     @torch.no_grad()
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids → (B, T, V) fp32, each row a document of its own."""
         num_rows, length = tokens.shape
         num_tokens = num_rows * length
-        padding = -num_tokens % self.model.tp.size
+        padding = -num_tokens % self.tp.size
         flat = F.pad(tokens.to(self.device).flatten(), (0, padding))  # (N,)
         bounds = torch.arange(0, num_tokens + 1, length, dtype=torch.int32, device=self.device)
         bounds = F.pad(bounds, (0, 1), value=num_tokens + padding)  # the padding is a document of its own
@@ -51,12 +52,12 @@ class Engine:
     def _through_stages(self, flat: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
         """Each stage waits for the one before; the last one's logits go to all."""
         if self.groups is None or self.groups.layout.pp == 1:
-            return self._full_vocabulary(self.model(flat, bounds))
+            return self._full_vocabulary(self.model[0](flat, bounds))
         groups, last = self.groups, self.groups.layout.pp - 1
-        for run in range(len(self.model.runs)):
-            x = flat if groups.is_first_stage and run == 0 else self._receive(len(flat))  # (N,) or (N/tp, H)
-            x = self.model(x, bounds, run=run)
-            if not (groups.is_last_stage and run == len(self.model.runs) - 1):
+        for stage in self.model:
+            x = flat if stage.is_first else self._receive(len(flat))  # (N,) or (N/tp, H)
+            x = stage(x, bounds)
+            if not stage.is_last:
                 dist.send(x.contiguous(), group=groups.pp, group_dst=(groups.at.pp + 1) % groups.layout.pp)
         if groups.is_last_stage:
             out = self._full_vocabulary(x)
@@ -68,14 +69,14 @@ class Engine:
     def _receive(self, num_tokens: int) -> torch.Tensor:
         """(N/tp, H) of the stage before, which is on the rank before; of the last rank where this is the first."""
         assert self.groups
-        groups, dtype = self.groups, next(self.model.parameters()).dtype
+        groups, dtype = self.groups, next(self.model[0].parameters()).dtype
         x = torch.empty(num_tokens // groups.layout.tp, self.shape.hidden, dtype=dtype, device=self.device)
         dist.recv(x, group=groups.pp, group_src=(groups.at.pp - 1) % groups.layout.pp)
         return x
 
     def _full_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
         """(N, V/tp) of each rank, the last ones fewer → (N, V) fp32 on all tp ranks."""
-        tp, vocab = self.model.tp, self.shape.vocab
+        tp, vocab = self.tp, self.shape.vocab
         logits = logits.float()
         if tp.size == 1:
             return logits

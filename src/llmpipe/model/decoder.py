@@ -1,4 +1,4 @@
-"""One decoder for all families: a rank's slice (tp) of a stage's layers (pp).
+"""One decoder for all families: a rank's slice (tp) of a pipeline stage's layers (pp x vp).
 
 N tokens (all rows and documents end to end), H hidden, V vocabulary. Parameter names are the family table's.
 With tp > 1, between layers each rank holds N/tp tokens (sequence parallelism). With cp > 1, N is a context rank's own
@@ -22,9 +22,9 @@ from llmpipe.recipe import Dropout
 
 
 class Decoder(nn.Module):
-    """A pipeline rank's layers; the first rank embeds tokens, the last one has norm, head and loss.
+    """A pipeline stage's layers; the first stage embeds tokens, the last one has norm, head and loss.
 
-    A head that is tied to the embedding is the same parameter where one rank has both, else a copy on the last rank.
+    A head that is tied to the embedding is the same parameter where one stage has both, else a copy on the last one.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Decoder(nn.Module):
         shape: Shape,
         tp: TensorParallel | None = None,
         stages: Stages = ONE_STAGE,
-        rank: int = 0,
+        stage: int = 0,
         recompute: Recompute | None = None,
         cp: ContextParallel | None = None,
         dropout: Dropout | None = None,
@@ -41,15 +41,14 @@ class Decoder(nn.Module):
         self.cp = cp or ContextParallel()
         self.shape, self.tp = shape, tp or TensorParallel()
         self.recompute, self.dropout = recompute or Recompute(), dropout or Dropout()
-        self.is_first, self.is_last = rank == 0, rank == stages.pp - 1
+        self.is_first, self.is_last = stage == 0, stage == stages.count - 1
         shape.check_split(self.tp.size, stages)
         rows = chunk(shape.vocab, self.tp.size, self.tp.rank)
         self.first_row, num_local_rows = rows.start, rows.stop - rows.start
         self.hits: list[torch.Tensor] = []  # (N,) bool of each micro-batch: which labels were found the likeliest
         if self.is_first or (self.is_last and shape.tie_embeddings):
             self.embedding = Weight(num_local_rows, shape.hidden)
-        self.runs = stages.runs(shape.num_layers, rank)
-        self.layers = nn.ModuleDict({str(i): self._layer(i) for run in self.runs for i in run})
+        self.layers = nn.ModuleDict({str(i): self._layer(i) for i in stages.run(shape.num_layers, stage)})
         if self.is_last:
             self.norm = norm_of(shape)
             self.head = self.embedding if shape.tie_embeddings else Weight(num_local_rows, shape.hidden)
@@ -68,10 +67,9 @@ class Decoder(nn.Module):
         cu_seqlens: torch.Tensor,
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
-        run: int = 0,
         seed: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One micro-batch through one of this rank's runs of layers: its stage, or one of its virtual stages.
+        """One micro-batch through this stage.
 
         x: the first stage's (N,) token ids, else the stage before's (N/tp, H). cu_seqlens: (documents + 1,), any
         leading dimensions of 1, over all context ranks' tokens. Returns (N/tp, H); from the last stage Σ weights·ℓ as
@@ -80,11 +78,11 @@ class Decoder(nn.Module):
         """
         packed = Packed(cu_seqlens.flatten(), self.cp)
         key = None if seed is None else (int(seed),)
-        if self.is_first and run == 0:
+        if self.is_first:
             x = vocab_embedding(x, self.tp, self.embedding, self.first_row)  # (N,) → (N/tp, H)
             x = drop(x, self.dropout.embedding, key and (*key, "embedding"))
-        x = self._through_layers(x, packed, run, key)
-        if not (self.is_last and run == len(self.runs) - 1):
+        x = self._through_layers(x, packed, key)
+        if not self.is_last:
             return x
         x = self.norm(x)  # (N/tp, H)
         if labels is None or weights is None:
@@ -94,9 +92,10 @@ class Decoder(nn.Module):
         self.hits.append(hits)
         return loss
 
-    def _through_layers(self, x: torch.Tensor, packed: Packed, run: int, key: Key | None) -> torch.Tensor:
+    def _through_layers(self, x: torch.Tensor, packed: Packed, key: Key | None) -> torch.Tensor:
         """(N/tp, H) → (N/tp, H)."""
         cos, sin = rope_table(packed.positions(), packed.lengths(), self.shape)
-        for i in self.runs[run]:
-            x = recomputed(self.recompute.whole(i), self.layers[str(i)], x, cos, sin, packed, key and (*key, i))
+        for name, layer in self.layers.items():
+            i = int(name)
+            x = recomputed(self.recompute.whole(i), layer, x, cos, sin, packed, key and (*key, i))
         return x

@@ -10,7 +10,7 @@ from llmpipe.checkpoint.formats import open_source
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.layout import Stages, chunk
-from llmpipe.model.decoder import Decoder
+from llmpipe.model.rank import RankModel
 from llmpipe.parallel.groups import TensorParallel
 
 
@@ -33,12 +33,12 @@ def fill(
 
 def load_decoder(
     path: Path, tp: TensorParallel, stages: Stages, rank: int, dtype: torch.dtype, device: torch.device
-) -> Decoder:
-    """A stage of the model for inference, this rank's slice of it in `dtype`."""
+) -> RankModel:
+    """A pipeline rank's part of the model for inference, this tp rank's slice of it in `dtype`."""
     source = open_source(path)
     source.shape.check_split(tp.size, stages)
     with torch.device("meta"):
-        model = Decoder(source.shape, tp, stages, rank)
+        model = RankModel(source.shape, tp, stages, rank)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     fill(dict(model.named_parameters()), source, tp)
     return model

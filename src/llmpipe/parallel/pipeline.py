@@ -1,4 +1,4 @@
-"""Forward and backward of a step's micro-batches: torch's 1F1B schedule over the stages, a plain loop with one stage.
+"""Forward and backward of a step's micro-batches: one of torch's schedules over the stages, a plain loop with one.
 
 M micro-batches of N tokens each (B rows of T), H hidden, tp ranks.
 """
@@ -9,9 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
 from llmpipe.parallel.groups import Groups
+from llmpipe.parallel.schedules import MANY_STAGES_EACH, ONE_STAGE_EACH, schedule_name
+
+Schedule = PipelineScheduleSingle | PipelineScheduleMulti
 
 
 class Batch(Protocol):
@@ -28,68 +32,82 @@ class Batch(Protocol):
     def micro_batches(self) -> Iterator[tuple[torch.Tensor, ...]]: ...  # tokens, cu_seqlens, labels, weights of each
 
 
-def make_schedule(
-    model: nn.Module, groups: Groups, num_micro_batches: int, num_tokens: int, hidden: int, dtype: torch.dtype
-) -> Schedule1F1B | None:
-    """The 1F1B schedule of this rank's stage; None with one stage. `dtype` is what passes between stages."""
-    pp, stage = groups.layout.pp, groups.at.pp
-    if pp == 1:
-        return None
+class Pipeline:
+    """A rank's stages (one module each), and how a step's micro-batches go through them.
 
-    def between(requires_grad: bool) -> torch.Tensor:  # (N/tp, H)
-        rows = num_tokens // groups.layout.tp
-        return torch.empty(rows, hidden, dtype=dtype, device=groups.device, requires_grad=requires_grad)
+    Stages hand on tensors of one size: (num_tokens / tp, hidden), in `dtype`.
+    """
 
-    tokens = torch.empty(num_tokens, dtype=torch.int64, device=groups.device)
-    loss = torch.empty(1, device=groups.device, requires_grad=True)
-    made = PipelineStage(
-        model,
-        stage,
-        pp,
-        groups.device,
-        group=groups.pp,
-        input_args=(tokens if groups.is_first_stage else between(True),),
-        output_args=(loss if groups.is_last_stage else between(True),),
-    )
-    return Schedule1F1B(made, num_micro_batches, loss_fn=_its_own, scale_grads=False)
+    def __init__(self, stages: nn.ModuleList, groups: Groups, num_tokens: int, hidden: int, dtype: torch.dtype):
+        self.stages, self.groups = stages, groups
+        self.num_tokens, self.hidden, self.dtype = num_tokens, hidden, dtype
+        self.schedule: tuple[int, Schedule] | None = None
+
+    def forward_backward(
+        self, batch: Batch, total_weight: torch.Tensor, seeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Accumulate the gradient of Σ w·ℓ / total_weight over the micro-batches (design decision 10).
+
+        Each weight is divided, not the sum: in fp16 total_weight holds the loss scale, which the loss's own gradient
+        needs too. seeds: (M,) int64, each micro-batch's for dropout. Returns this rank's share of the loss, (): 0 but
+        where the last stage is.
+        """
+        if self.groups.layout.pp == 1:
+            return _accumulate(self.stages[0], batch, total_weight, seeds)
+        num_micro_batches = batch.tokens.shape[0]
+        inputs = (batch.tokens.flatten(),) if self.groups.is_first_stage else ()  # (M·N,)
+        losses: list[torch.Tensor] = []
+        last = {"target": torch.zeros(num_micro_batches), "losses": losses} if self.groups.is_last_stage else {}
+        dropped: dict[str, Any] = {} if seeds is None else {"seed": seeds}  # (M,)
+        self._schedule(num_micro_batches).step(
+            *inputs,
+            **last,
+            return_outputs=False,
+            cu_seqlens=batch.cu_seqlens,  # (M, documents + 1)
+            labels=batch.labels.flatten(),  # (M·N,)
+            weights=(batch.weights / total_weight).flatten(),  # (M·N,)
+            **dropped,
+        )
+        return torch.stack(losses).sum().detach() if losses else torch.zeros((), device=self.groups.device)
+
+    def _schedule(self, num_micro_batches: int) -> Schedule:
+        """The schedule of so many micro-batches; the last one is kept, for it holds the buffers of what is received."""
+        if self.schedule is None or self.schedule[0] != num_micro_batches:
+            self.schedule = num_micro_batches, self._make_schedule(num_micro_batches)
+        return self.schedule[1]
+
+    def _make_schedule(self, num_micro_batches: int) -> Schedule:
+        layout, numbers = self.groups.layout, self.groups.layout.stages.of_rank(self.groups.at.pp)
+        made = [self._stage(module, number) for module, number in zip(self.stages, numbers, strict=True)]
+        name = schedule_name(layout)
+        if name in ONE_STAGE_EACH:
+            return ONE_STAGE_EACH[name](made[0], num_micro_batches, loss_fn=_its_own, scale_grads=False)
+        return MANY_STAGES_EACH[name](made, num_micro_batches, loss_fn=_its_own, scale_grads=False)  # type: ignore[arg-type]
+
+    def _stage(self, module: nn.Module, number: int) -> PipelineStage:
+        """torch's wrapper of a stage, told the shapes that come and go, so that it does not run one to find out."""
+        last = self.groups.layout.stages.count - 1
+        tokens = torch.empty(self.num_tokens, dtype=torch.int64, device=self.groups.device)
+        loss = torch.empty(1, device=self.groups.device, requires_grad=True)
+        return PipelineStage(
+            module,
+            number,
+            last + 1,
+            self.groups.device,
+            group=self.groups.pp,
+            input_args=(tokens if number == 0 else self._between(),),
+            output_args=(loss if number == last else self._between(),),
+        )
+
+    def _between(self) -> torch.Tensor:
+        """(N/tp, H), as one stage gives it to the next."""
+        rows, device = self.num_tokens // self.groups.layout.tp, self.groups.device
+        return torch.empty(rows, self.hidden, dtype=self.dtype, device=device, requires_grad=True)
 
 
 def _its_own(loss: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     """The last stage's output of one micro-batch, (1,), as the schedule wants it; there is no target."""
     return loss.sum()
-
-
-def forward_backward(
-    model: nn.Module,
-    schedule: Schedule1F1B | None,
-    groups: Groups,
-    batch: Batch,
-    total_weight: torch.Tensor,
-    seeds: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Accumulate the gradient of Σ w·ℓ / total_weight over the micro-batches (design decision 10).
-
-    Each weight is divided, not the sum: in fp16 total_weight holds the loss scale, which the loss's own gradient needs
-    too. seeds: (M,) int64, each micro-batch's for dropout. Returns this rank's share of the loss, (): 0 but on the last
-    stage.
-    """
-    if schedule is None:
-        return _accumulate(model, batch, total_weight, seeds)
-    num_micro_batches = batch.tokens.shape[0]
-    inputs = (batch.tokens.flatten(),) if groups.is_first_stage else ()  # (M·N,)
-    losses: list[torch.Tensor] = []
-    last = {"target": torch.zeros(num_micro_batches), "losses": losses} if groups.is_last_stage else {}
-    dropped: dict[str, Any] = {} if seeds is None else {"seed": seeds}  # (M,)
-    schedule.step(
-        *inputs,
-        **last,
-        return_outputs=False,
-        cu_seqlens=batch.cu_seqlens,  # (M, documents + 1)
-        labels=batch.labels.flatten(),  # (M·N,)
-        weights=(batch.weights / total_weight).flatten(),  # (M·N,)
-        **dropped,
-    )
-    return torch.stack(losses).sum().detach() if losses else torch.zeros((), device=groups.device)
 
 
 def _accumulate(model: nn.Module, batch: Batch, total_weight: torch.Tensor, seeds: torch.Tensor | None) -> torch.Tensor:

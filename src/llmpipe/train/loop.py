@@ -11,7 +11,6 @@ import torch.distributed as dist
 from llmpipe.errors import UserError
 from llmpipe.model.dropout import micro_batch_seeds
 from llmpipe.parallel.groups import Groups
-from llmpipe.parallel.pipeline import forward_backward
 from llmpipe.train import state
 from llmpipe.train.determinism import use_deterministic_kernels
 from llmpipe.train.faults import ASKED, NOT_FINITE, OVERFLOW
@@ -88,7 +87,7 @@ def gradient(trainer: Trainer, step: int) -> tuple[float, float]:
     batch = trainer.loader.step(step).to(groups.device)
     total_weight = global_weight(batch.weights, groups) / scale.value
     seeds = dropout_seeds(trainer, step, batch.tokens.shape[0])
-    loss = forward_backward(trainer.model, trainer.schedule, groups, batch, total_weight, seeds)
+    loss = trainer.pipeline.forward_backward(batch, total_weight, seeds)
     return global_loss(loss, groups) / scale.value, trainer.optimizer.reduce_and_clip()
 
 

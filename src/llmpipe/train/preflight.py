@@ -14,6 +14,7 @@ from llmpipe.data.tokenizer import find_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.model.rope import longest_text
+from llmpipe.parallel.schedules import check_micro_batches
 from llmpipe.train.job import Job
 
 log = logging.getLogger(__name__)
@@ -41,21 +42,27 @@ def check_tokens(layout: Layout, seq_len: int) -> None:
         )
 
 
+def check_halves(job: Job) -> None:
+    """UserError for what a zero-bubble schedule, which runs a backward pass in two halves, would do twice or cannot."""
+    if job.layout.pp > 1 and job.layout.pp_schedule == "zero-bubble":
+        for key, value, works in (("recompute", job.recipe.recompute, "off"), ("compile", job.recipe.compile, False)):
+            if value != works:
+                raise UserError(
+                    f"layout: pp_schedule zero-bubble computes weights' gradients apart from the others, and"
+                    f" {key} is {value}: {key}: {works} in the recipe would work, or another pp_schedule"
+                )
+
+
 def preflight(job: Job) -> None:
     """UserError for a job that cannot work; logs the batch's arithmetic as one sentence."""
     recipe, layout = job.recipe, job.layout
     check_device(layout)
     layout.check_training()
+    check_halves(job)
     shape = open_source(Path(job.model)).shape
     shape.check_split(layout.tp, layout.stages)
     check_batch(recipe.global_batch, layout.micro_batch, layout.dp)
-    num_micro_batches = recipe.global_batch // (layout.micro_batch * layout.dp)
-    if num_micro_batches < layout.pp:
-        raise UserError(
-            f"a global batch of {recipe.global_batch} gives each pipeline {num_micro_batches} micro-batches of"
-            f" {layout.micro_batch}, fewer than its {layout.pp} stages: raise global_batch,"
-            " or lower micro_batch, dp or pp"
-        )
+    num_micro_batches = check_micro_batches(layout, recipe.global_batch)
     check_tokens(layout, recipe.seq_len)
     if recipe.seq_len > longest_text(shape):
         raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {longest_text(shape)} positions")

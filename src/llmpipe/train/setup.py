@@ -7,19 +7,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.pipelining import Schedule1F1B
 
 from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.loader import Loader
 from llmpipe.data.packing import open_samples
 from llmpipe.data.sampling import Blend
-from llmpipe.model.decoder import Decoder
 from llmpipe.model.load import fill
+from llmpipe.model.rank import RankModel
 from llmpipe.model.recompute import Recompute
 from llmpipe.parallel.data import shard
 from llmpipe.parallel.groups import Groups, make_groups, rank_device
-from llmpipe.parallel.pipeline import make_schedule
+from llmpipe.parallel.pipeline import Pipeline
 from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
@@ -32,8 +31,8 @@ class Trainer:
 
     job: Job
     groups: Groups
-    model: Decoder
-    schedule: Schedule1F1B | None
+    model: RankModel
+    pipeline: Pipeline
     optimizer: Optimizer
     loader: Loader
     watch: Watch
@@ -47,12 +46,15 @@ def prepare(job: Job) -> Trainer:
     source = open_source(Path(job.model))
     shape = source.shape
     with torch.device("meta"):
-        recompute = Recompute(recipe.recompute, recipe.recompute_every)
-        model = Decoder(shape, groups.tp, layout.stages, groups.at.pp, recompute, groups.cp, recipe.dropout)
+        model = RankModel(
+            shape, groups.tp, layout.stages, groups.at.pp,
+            recompute=Recompute(recipe.recompute, recipe.recompute_every), cp=groups.cp, dropout=recipe.dropout,
+        )  # fmt: skip
     model.to(DTYPES[recipe.parameters])
-    if recipe.compile:
-        model.compile_layers()
-    shard(model, groups, DTYPES[recipe.precision], DTYPES[recipe.gradients])
+    for stage in model:
+        if recipe.compile:
+            stage.compile_layers()
+        shard(stage, groups, DTYPES[recipe.precision], DTYPES[recipe.gradients])
     model.to_empty(device=groups.device)
     optimizer = Optimizer(model, shape, recipe, groups)
     fill(optimizer.parameters, source, groups.tp, groups.num_data, groups.data_rank)
@@ -78,7 +80,6 @@ def prepare(job: Job) -> Trainer:
         # Stages hand on tensors of one size; cp and tp ranks share a micro-batch's tokens out evenly.
         pad_to=math.lcm(16, layout.token_parts) if layout.pp == 1 else None,
     )
-    num_micro_batches = recipe.global_batch // (layout.dp * layout.micro_batch)
     num_tokens = layout.micro_batch * recipe.seq_len // layout.cp
-    schedule = make_schedule(model, groups, num_micro_batches, num_tokens, shape.hidden, DTYPES[recipe.precision])
-    return Trainer(job, groups, model, schedule, optimizer, loader, Watch(recipe))
+    pipeline = Pipeline(model, groups, num_tokens, shape.hidden, DTYPES[recipe.precision])
+    return Trainer(job, groups, model, pipeline, optimizer, loader, Watch(recipe))

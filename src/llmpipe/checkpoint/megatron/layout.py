@@ -45,7 +45,7 @@ class Grid:
 
     def layers(self, num_layers: int, stage: int) -> range:
         """The global numbers of a stage's layers."""
-        return self.stages.runs(num_layers, stage % self.stages.pp)[stage // self.stages.pp]
+        return self.stages.run(num_layers, stage)
 
 
 def check_split(dialect: Dialect, shape: Shape, grid: Grid) -> None:
