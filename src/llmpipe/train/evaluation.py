@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from llmpipe.data.held_out import HeldOut
 from llmpipe.data.loader import Loader
-from llmpipe.model.decoder import Decoder
+from llmpipe.model.rank import RankModel
 from llmpipe.parallel.groups import Groups
 from llmpipe.train.job import Job
 from llmpipe.train.tally import Tally, perplexity
@@ -50,7 +50,7 @@ class Evaluation:
         )
 
     @torch.no_grad()
-    def run(self, model: Decoder) -> dict[str, float | None]:
+    def run(self, model: RankModel) -> dict[str, float | None]:
         """What the model makes of the held-out rows, as metrics have it; all ranks call it together."""
         start, device = time.perf_counter(), self.groups.device
         sums = torch.zeros(2, dtype=torch.float64, device=device)  # Σ w·ℓ, Σ w of this rank
@@ -68,7 +68,7 @@ class Evaluation:
 
     def _loss(
         self,
-        model: Decoder,
+        model: RankModel,
         tokens: torch.Tensor,
         cu_seqlens: torch.Tensor,
         labels: torch.Tensor,
@@ -76,12 +76,10 @@ class Evaluation:
     ) -> torch.Tensor:
         """Σ w·ℓ of one micro-batch, (1,): 0 but on the last stage; each stage waits for the one before."""
         groups = self.groups
-        x, last_run = tokens, len(model.runs) - 1
-        for run in range(len(model.runs)):
-            if not (groups.is_first_stage and run == 0):
-                x = self._receive(len(tokens), model.shape.hidden)  # (N/tp, H)
-            x = model(x, cu_seqlens, labels, weights, run=run)  # (N/tp, H), or (1,)
-            if groups.is_last_stage and run == last_run:
+        for stage in model:
+            x = tokens if stage.is_first else self._receive(len(tokens), model.shape.hidden)  # (N,), or (N/tp, H)
+            x = stage(x, cu_seqlens, labels, weights)  # (N/tp, H), or (1,)
+            if stage.is_last:
                 return x
             dist.send(x.contiguous(), group=groups.pp, group_dst=(groups.at.pp + 1) % groups.layout.pp)
         return torch.zeros(1, device=groups.device)
@@ -93,7 +91,7 @@ class Evaluation:
         return x
 
 
-def _let_go(model: Decoder) -> None:
+def _let_go(model: RankModel) -> None:
     """Drop the gathered weights that a forward pass without a backward pass leaves."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
