@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,11 +23,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import die_with_parent
+from llmpipe.train import failure
 from llmpipe.train.job import Job
 
 STOPPED = os.EX_TEMPFAIL  # 75
@@ -39,13 +42,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where this launcher runs."""
+    """Where this launcher runs, and how long."""
 
     node_rank: int = 0
     master: str | None = None
     """HOST:PORT of the node with rank 0; given, this is one node of several."""
     threads: int = 1
     """CPU threads of this node for all its ranks."""
+    restarts: int = RESTARTS
+    """How often failed ranks are started again, in place."""
+    exit_after_minutes: float = 0.0
+    """When the training is asked to stop, counted from here; 0: never."""
 
 
 def resources(layout: Layout) -> dict[str, Any]:
@@ -79,18 +86,33 @@ def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -
         if job.is_finished():
             log.info("%s: this training is finished", run)
             return 0
-        for left in ("run.json", "stop"):  # of another training into this folder, of an earlier stop
+        # of another training into this folder, of an earlier stop or failure
+        for left in ("run.json", "stop", failure.NAME):
             (run / left).unlink(missing_ok=True)
         job.write()
-        code = _supervise(_command(job, place, log_file), run, variables)
-    if code:
-        raise UserError(f"training failed (exit status {code}): see {run / 'log.txt'}; {_resumes_from(job)}")
+        with _asked_to_stop_after(run, place.exit_after_minutes):
+            code = _supervise(_command(job, place, log_file), run, variables)
+    if code or failure.has_to_end(run):
+        raise UserError(f"training failed {failure.digest(run)}; see {run / 'log.txt'}; {_resumes_from(job)}")
     return 0 if (run / "run.json").exists() else STOPPED
 
 
 def _resumes_from(job: Job) -> str:
     newest = max((path.parent for path in job.checkpoints.glob("step-*/manifest.json")), default=None)
-    return f"a rerun goes on from {newest}" if newest else "no checkpoint was saved, so a rerun begins at the start"
+    goes_on = f"goes on from {newest}" if newest else "begins at the start, for no checkpoint was saved"
+    return f"this command {goes_on}: llmpipe {shlex.join(sys.argv[1:])}"
+
+
+@contextmanager
+def _asked_to_stop_after(run: Path, minutes: float) -> Iterator[None]:
+    """Make the file RUN/stop after so many minutes; 0: never."""
+    timer = Timer(minutes * 60, (run / "stop").touch)
+    if minutes:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _command(job: Job, place: Place, log_file: Path | None) -> list[str]:
@@ -132,7 +154,7 @@ def _torchrun(job: Job, place: Place, log_file: Path | None) -> list[str]:
         ]  # fmt: skip
     return [
         sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={layout.gpus_per_node}",
-        f"--max-restarts={RESTARTS}", "--signals-to-handle=SIGQUIT",
+        f"--max-restarts={place.restarts}", "--signals-to-handle=SIGQUIT",
         "-m", "llmpipe.train", str(job.path), *([str(log_file)] if log_file else []),
     ]  # fmt: skip
 

@@ -34,6 +34,10 @@ SCHEDULES = ["1f1b", "interleaved", "gpipe", "zero-bubble"]
 @click.option("--master", help="Without a scheduler: HOST:PORT of node 0.")
 @click.option("--threads", type=int, help="CPU threads of this node for all its ranks; default: all it may use.")
 @click.option("--wait", default=600.0, show_default=True, help="Seconds to wait for another trainer of this run.")
+@click.option("--exit-at-step", default=0, help="Save and leave after this step, exit status 75.")
+@click.option("--exit-after-minutes", default=0.0, help="Save and leave after these minutes, exit status 75.")
+@click.option("--timeout-minutes", default=10.0, show_default=True, help="How long ranks wait for one that hangs.")
+@click.option("--restarts", default=3, show_default=True, help="How often failed ranks are started again in place.")
 @click.option("--dry-run", is_flag=True, help="Check everything and start nothing.")
 @with_log
 @click.pass_context
@@ -52,6 +56,10 @@ def command(
     master: str | None,
     threads: int | None,
     wait: float,
+    exit_at_step: int,
+    exit_after_minutes: float,
+    timeout_minutes: float,
+    restarts: int,
     dry_run: bool,
     **layout: int | str,
 ) -> None:
@@ -84,11 +92,19 @@ def command(
         validation=parse_data(validation, "--validation"),
         test=parse_data(test, "--test"),
         output=str(output),
+        exit_at_step=exit_at_step,
+        timeout_minutes=timeout_minutes,
         config_files=[str(recipe), *config_files],
     )
     preflight(job)
     require_card(model)
     if dry_run:
         return
-    place = Place(node_rank=node_rank, master=master, threads=threads or len(os.sched_getaffinity(0)))
+    place = Place(
+        node_rank=node_rank,
+        master=master,
+        threads=threads or len(os.sched_getaffinity(0)),
+        restarts=restarts,
+        exit_after_minutes=exit_after_minutes,
+    )
     ctx.exit(launch(job, place, ctx.meta[LOG_FILE], wait))

@@ -1,0 +1,61 @@
+"""What ended an attempt: the file RUN/failure.json, by the rank that failed first, for the launcher to tell.
+
+    {"attempt": 0, "final": false, "rank": 3, "host": "node7", "error": "...", "silent": "rank 2 on node 0 (node7)"}
+
+After a `final` one, what the user has to mend, ranks that are started again leave at once.
+"""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from llmpipe.files import write_json
+
+NAME = "failure.json"
+
+
+def tell(run: Path, error: str, silent: str = "", final: bool = False) -> None:
+    """Write what ended this rank, unless another rank of this attempt was first."""
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    first = read(run)
+    if first and (first["attempt"] >= attempt and first["final"] >= final):
+        return
+    place = {"rank": int(os.environ["RANK"]), "host": socket.gethostname()}
+    write_json(run / NAME, {"attempt": attempt, "final": final, **place, "error": error, "silent": silent})
+
+
+def read(run: Path) -> dict[str, Any] | None:
+    """What was told; None where nothing was."""
+    try:
+        return json.loads((run / NAME).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def has_to_end(run: Path) -> bool:
+    """Whether starting ranks again would be of no use."""
+    told = read(run)
+    return bool(told and told["final"])
+
+
+def digest(run: Path) -> str:
+    """What the launcher says: which rank failed first, where, why, after which step."""
+    told = read(run)
+    if not told:
+        return "a rank ended without a word (killed, perhaps for its memory)"
+    said = f"rank {told['rank']} on {told['host']}: {told['error']}"
+    if told["silent"]:
+        said = f"{told['silent']} did not answer and hangs or is dead; then {said}"
+    step = _last_step(run)
+    return said if told["final"] else f"after step {step}: {said}"
+
+
+def _last_step(run: Path) -> int:
+    """The last whole line of the metrics."""
+    try:
+        lines = (run / "live.jsonl").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((json.loads(line)["step"] for line in reversed(lines) if line.endswith("}")), 0)

@@ -1,0 +1,83 @@
+"""How ranks meet by a store, and what is said of one that does not come, or stops answering."""
+
+import os
+import socket
+import time
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+
+import pytest
+import torch.distributed as dist
+
+from llmpipe.errors import UserError
+from llmpipe.parallel import meeting
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def run_rank(rank: int, port: int, seconds: float, ends: str, sender: Connection) -> None:
+    """One of four ranks on two nodes, that fails or hangs when the group is made."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="4", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    try:
+        store = meeting.meet("gloo", timedelta(minutes=1), timedelta(seconds=seconds))
+        said = f"{dist.get_rank()} of {dist.get_world_size()}"
+        if ends == "hangs":
+            time.sleep(30)
+        if ends == "fails":
+            said = meeting.silent(store)
+    except UserError as error:
+        said = str(error)
+    sender.send(said)
+    time.sleep(1)  # rank 0 serves the store
+    os._exit(0)
+
+
+def ranks(seconds: float, ends: dict[int, str]) -> list[str]:
+    """What the ranks of `ends` say; those that hang say nothing, the rest of the four is not started."""
+    context, port = get_context("fork"), free_port()
+    pipes = {rank: context.Pipe(duplex=False) for rank in ends}
+    started = [
+        context.Process(target=run_rank, args=(rank, port, seconds, ends[rank], pipes[rank][1]), daemon=True)
+        for rank in ends
+    ]
+    for process in started:
+        process.start()
+    try:
+        return [pipes[rank][0].recv() for rank, end in ends.items() if end != "hangs"]
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+
+
+def test_all_meet() -> None:
+    assert ranks(60, dict.fromkeys(range(4), "")) == [f"{rank} of 4" for rank in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        ((0, 1, 2), "rank 3 on node 1 ({host}) did not answer within 4 s"),
+        ((0,), "rank 1 on node 0 ({host}); rank 2, 3 on node 1 (none of its ranks did) did not answer within 4 s"),
+    ],
+)
+def test_who_does_not_come_is_named_to_all(there: tuple[int, ...], named: str) -> None:
+    said = ranks(4, dict.fromkeys(there, ""))
+    assert all(text.startswith(named.format(host=socket.gethostname()) + ": look at its log") for text in said)
+
+
+def test_without_rank_0_nobody_waits_for_ever() -> None:
+    assert "rank 2 does not reach rank 0 at 127.0.0.1:" in ranks(2, {2: ""})[0]
+
+
+def test_who_hangs_is_named_by_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "FAILURE_SECONDS", 1.0)
+    said = ranks(60, {0: "fails", 1: "hangs", 2: "fails", 3: "fails"})
+    assert said == [f"rank 1 on node 0 ({socket.gethostname()})"] * 3
