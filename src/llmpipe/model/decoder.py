@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         nothing.
         """
         packed = Packed(cu_seqlens.flatten(), self.cp)
-        key = None if seed is None else (int(seed),)
+        key = None if seed is None else (seed,)
         if self.is_first:
             x = vocab_embedding(x, self.tp, self.embedding, self.first_row)  # (N,) → (N/tp, H)
             x = drop(x, self.dropout.embedding, key and (*key, "embedding"))

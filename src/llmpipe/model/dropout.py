@@ -12,8 +12,11 @@ import torch
 
 from llmpipe.layout import Coordinates
 
-Key = tuple[int | str, ...]
-"""What a mask is drawn for: the micro-batch's seed, the layer, the place in the layer."""
+Key = tuple[torch.Tensor | int | str, ...]
+"""What a mask is drawn for: the micro-batch's seed, the layer, the place in the layer.
+
+The seed is a tensor of one: a compiled layer would be compiled anew for each number.
+"""
 
 
 def micro_batch_seeds(seed: int, step: int, at: Coordinates, num_micro_batches: int) -> torch.Tensor:
@@ -49,4 +52,5 @@ def _dropped(x: torch.Tensor, rate: float, key: Key) -> torch.Tensor:
 
 def _number(key: Key) -> int:
     """63 bits that follow from the key."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
+    parts = [int(part) if isinstance(part, torch.Tensor) else part for part in key]
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1

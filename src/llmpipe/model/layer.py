@@ -4,6 +4,8 @@ N tokens (all rows and documents end to end), H hidden, D head_dim. Parameter na
 With tp > 1, between layers each rank holds N/tp tokens (sequence parallelism).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +19,10 @@ from llmpipe.model.rope import rotate
 from llmpipe.parallel.groups import TensorParallel
 from llmpipe.parallel.tensor import Weight, column_linears, row_linear
 from llmpipe.recipe import Dropout
+
+
+# In a compiled layer as it is: what follows from the documents' bounds would be compiled anew for each batch.
+_attend: Callable[..., torch.Tensor] = torch.compiler.disable(attend)  # type: ignore[assignment]
 
 
 class RMSNorm(Weight):
@@ -87,7 +93,7 @@ class Attention(nn.Module):
         """(N, local heads · D) each → (N/tp, H)."""
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))  # (N, local heads, D)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        out = attend(q, k, v, packed, self.window, self.dropout, key)  # (N, local heads, D)
+        out = _attend(q, k, v, packed, self.window, self.dropout, key)  # (N, local heads, D)
         return row_linear(out.flatten(1), self.tp, self.o)  # (N/tp, H)
 
 
