@@ -119,6 +119,12 @@ def test_files_and_options_of_a_run(config: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("given", ["cp: 2", "vp: 2", "pp_schedule: gpipe", "data_parallel: plain"])
+def test_every_axis_of_a_layout_reaches_training(given: str, config: Path) -> None:
+    write_run(config, layout=f"{{gpus_per_node: 4, pp: 2, {given}}}")
+    assert f" --{given.replace('_', '-').replace(':', '')} " in options.finetune_options("mine")
+
+
 def test_uneven_stages_reach_rank_files_and_training(config: Path) -> None:
     write_run(config, layout="{gpus_per_node: 2, pp: 2, pp_layers: [15, 17]}")
     assert outputs.rank_files("mine") == "results/models/llama2_7b/tp1-pp2-layers15.17"

@@ -35,6 +35,10 @@ class Layout:
     backward, which keeps the most activations; zero-bubble, where the weights' gradients fill the gaps."""
     pp_layers: list[int] = field(default_factory=list)
     """How many layers each pipeline stage holds, where the split is uneven; left out, all hold as many."""
+    data_parallel: Literal["full", "optimizer", "plain", "hybrid"] = "full"
+    """What the dp x cp ranks that have the same parameters share out. full: weights, gradients and optimizer state
+    (FSDP2); optimizer: all of them between steps, but weights are whole during a step, gathered once; plain: nothing,
+    each rank holds all; hybrid: as full inside each node, of which the others are copies."""
     device: Literal["cuda", "cpu"] = "cuda"
     """cpu takes gloo processes on the CPU; it is never chosen silently."""
 
@@ -52,10 +56,51 @@ class Layout:
                 f"layout: pp_schedule gpipe has no virtual stages, and vp is {self.vp}: vp 1, or pp_schedule"
                 " interleaved or zero-bubble, would work"
             )
+        if self.data_parallel == "hybrid":
+            self._check_hybrid()
+
+    def _check_hybrid(self) -> None:
+        """UserError, naming what would work, if a copy of the parameters does not lie on one node, or is the only one.
+
+        The layout is resolved.
+        """
+        given = f"layout: data_parallel hybrid shares parameters out inside each node of {self.gpus_per_node} processes"
+        stage = self.tp * self.num_data
+        if stage <= self.gpus_per_node:
+            raise UserError(
+                f"{given} and copies them to others, but tp {self.tp} x cp {self.cp} x dp {self.dp} are all on one:"
+                " full would work"
+            )
+        if stage % self.gpus_per_node or self.gpus_per_node % self.tp:
+            raise UserError(
+                f"{given}, which tp {self.tp} x cp {self.cp} x dp {self.dp} = {stage} do not fill evenly: full would"
+                f" work, or a tp that divides {self.gpus_per_node} and tp x cp x dp that is a multiple of it"
+            )
+        if self.tp == self.gpus_per_node:
+            raise UserError(
+                f"{given}, but tp {self.tp} leaves nothing to share out there: plain would work, or full, which shares"
+                " out over nodes"
+            )
 
     @property
     def processes(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def num_data(self) -> int:
+        """How many ranks have the same parameters, whole or in parts: those of dp and cp, each with its own tokens."""
+        return self.dp * self.cp
+
+    @property
+    def shards(self) -> int:
+        """How many of them share out one copy of the parameters."""
+        inside = {"plain": 1, "hybrid": self.gpus_per_node // self.tp}
+        return inside.get(self.data_parallel, self.num_data)
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the parameters they hold."""
+        return self.num_data // self.shards
 
     @property
     def token_parts(self) -> int:

@@ -34,7 +34,7 @@ def make_job(checkpoint: Path, dataset: Path, run: Path, recipe: Recipe = RECIPE
     """A job of the checkpoint on the dataset, in a layout of `layout`'s fields on the CPU."""
     made = Layout(device="cpu", **({"micro_batch": 2} | layout))
     processes = made.tp * made.pp * made.cp * max(made.dp, 1)
-    made = replace(made, gpus_per_node=processes).resolved()
+    made = replace(made, gpus_per_node=processes // made.nodes).resolved()
     run.mkdir(parents=True, exist_ok=True)
     return Job(
         recipe=recipe, layout=made, model=str(checkpoint), data={str(dataset): 1.0}, split=[90, 5, 5], output=str(run)

@@ -16,7 +16,7 @@ from llmpipe.data.loader import Batch
 from llmpipe.layout import Layout
 from llmpipe.model.load import fill
 from llmpipe.model.rank import RankModel
-from llmpipe.parallel.data import shard
+from llmpipe.parallel.data import distribute
 from llmpipe.parallel.groups import make_groups
 from llmpipe.parallel.pipeline import Pipeline
 from llmpipe.parallel.processes import run_ranks
@@ -65,10 +65,9 @@ def steps(name: str, layout: Layout, groups):
     with torch.device("meta"):
         model = RankModel(shape, groups.tp, layout.stages, groups.at.pp)
     for stage in model:
-        shard(stage, groups, torch.float32, torch.float32)
-    model.to_empty(device="cpu")
+        distribute(stage, groups, torch.float32, torch.float32)
     optimizer = Optimizer(model, shape, replace(RECIPE, clip=0.5), groups)
-    fill(optimizer.parameters, source, groups.tp, groups.num_data, groups.data_rank)
+    fill(optimizer.parameters, source, groups.tp, layout.shards, groups.shard_rank)
     pipeline = Pipeline(model, groups, NUM_TOKENS, shape.hidden, torch.float32)
     for step in range(NUM_STEPS):
         batch = batch_of(step, layout.dp, groups.at.dp)

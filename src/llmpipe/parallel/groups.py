@@ -43,7 +43,9 @@ class Groups:
     at: Coordinates
     device: torch.device
     mesh: DeviceMesh
-    """pp x data x tp. `data` is dp x cp: the ranks that hold copies, or shards, of the same parameters."""
+    """pp x copies x shards x tp: dp x cp ranks have the same parameters, in copies of which each is shared out."""
+    data: dist.ProcessGroup
+    """The dp x cp ranks that have the same parameters."""
     cp: ContextParallel = ONE_CONTEXT
 
     @property
@@ -55,16 +57,22 @@ class Groups:
         return self.mesh["pp"].get_group()
 
     @property
-    def data(self) -> dist.ProcessGroup:
-        return self.mesh["data"].get_group()
-
-    @property
     def num_data(self) -> int:
-        return self.layout.dp * self.layout.cp
+        return self.layout.num_data
 
     @property
     def data_rank(self) -> int:
         return self.at.dp * self.layout.cp + self.at.cp
+
+    @property
+    def shard_rank(self) -> int:
+        """Which of a parameter's `layout.shards` parts this rank holds."""
+        return self.data_rank % self.layout.shards
+
+    @property
+    def sharding(self) -> DeviceMesh:
+        """Over which FSDP2 shares parameters out: the shards, and their copies where there are any."""
+        return self.mesh["copies", "shards"] if self.layout.copies > 1 else self.mesh["shards"]
 
     @property
     def is_first_stage(self) -> bool:
@@ -90,16 +98,20 @@ def rank_device(kind: str) -> torch.device:
 
 def make_groups(layout: Layout, device: torch.device) -> Groups:
     """The groups of this process; every rank of the default group calls it with the same resolved layout."""
-    sizes = layout.pp, layout.dp * layout.cp, layout.tp
-    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "data", "tp"))
+    sizes = layout.pp, layout.copies, layout.shards, layout.tp
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "copies", "shards", "tp"))
     at = layout.coordinates(dist.get_rank())
-    return Groups(layout, at, device, mesh, ContextParallel(_context_group(layout), layout.cp, at.cp))
+    cp = ContextParallel(_groups_along(layout, 2, 2) if layout.cp > 1 else None, layout.cp, at.cp)
+    if layout.copies > 1 and layout.shards > 1:
+        data = _groups_along(layout, 1, 2)
+    else:
+        data = mesh["copies" if layout.copies > 1 else "shards"].get_group()
+    return Groups(layout, at, device, mesh, data, cp)
 
 
-def _context_group(layout: Layout) -> dist.ProcessGroup | None:
-    """This process's part of `data`, the ranks that differ in cp alone; every rank makes all such groups."""
-    if layout.cp == 1:
-        return None
+def _groups_along(layout: Layout, first: int, last: int) -> dist.ProcessGroup:
+    """This process's ranks along axes `first` to `last` of pp, dp, cp, tp; every rank makes all such groups."""
     ranks = torch.arange(layout.processes).view(layout.pp, layout.dp, layout.cp, layout.tp)
-    group, _ = dist.new_subgroups_by_enumeration(ranks.movedim(2, -1).reshape(-1, layout.cp).tolist())
+    together = ranks.flatten(first, last).movedim(first, -1)
+    group, _ = dist.new_subgroups_by_enumeration(together.flatten(0, -2).tolist())
     return group  # type: ignore[return-value]  # every rank is in one

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
+from llmpipe.parallel.data import before_micro_batch
 from llmpipe.parallel.groups import Groups
 from llmpipe.parallel.schedules import MANY_STAGES_EACH, ONE_STAGE_EACH, schedule_name
 
@@ -53,7 +53,7 @@ class Pipeline:
         where the last stage is.
         """
         if self.groups.layout.pp == 1:
-            return _accumulate(self.stages[0], batch, total_weight, seeds)
+            return _accumulate(self.stages[0], self.groups, batch, total_weight, seeds)
         num_micro_batches = batch.tokens.shape[0]
         inputs = (batch.tokens.flatten(),) if self.groups.is_first_stage else ()  # (M·N,)
         losses: list[torch.Tensor] = []
@@ -110,16 +110,14 @@ def _its_own(loss: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return loss.sum()
 
 
-def _accumulate(model: nn.Module, batch: Batch, total_weight: torch.Tensor, seeds: torch.Tensor | None) -> torch.Tensor:
+def _accumulate(
+    model: nn.Module, groups: Groups, batch: Batch, total_weight: torch.Tensor, seeds: torch.Tensor | None
+) -> torch.Tensor:
     """One stage: gradients are reduced over dp once, in the last micro-batch's backward."""
     num_micro_batches = batch.tokens.shape[0]
     loss = torch.zeros((), device=batch.tokens.device)
     for i, (tokens, cu_seqlens, labels, weights) in enumerate(batch.micro_batches()):
-        if isinstance(model, FSDPModule):
-            is_last = i == num_micro_batches - 1
-            model.set_requires_gradient_sync(is_last)
-            model.set_reshard_after_backward(is_last)
-            model.set_is_last_backward(is_last)
+        before_micro_batch(model, groups, is_last=i == num_micro_batches - 1)
         share = model(tokens, cu_seqlens, labels, weights / total_weight, seed=None if seeds is None else seeds[i])[0]
         share.backward()
         loss += share.detach()

@@ -4,10 +4,13 @@ import re
 from shlex import quote
 
 from llmpipe.config import Project
+from llmpipe.layout import Layout
 from llmpipe.project.configs import config_files, layout, model, run
 from llmpipe.project.outputs import dataset
 
 _LAYOUT_OPTIONS = ("nodes", "gpus_per_node", "tp", "pp", "dp", "micro_batch", "device")
+_SELDOM_OPTIONS = ("cp", "vp", "pp_schedule", "data_parallel")
+"""Given only where they are not the default."""
 
 
 def convert_options(name: str) -> str:
@@ -36,7 +39,8 @@ def finetune_options(run_name: str) -> str:
     options = [f"--{kind} {dataset(run_name, name)}={kinds[kind][name]:g}" for kind in kinds for name in kinds[kind]]
     if not found.validation and not found.test:
         options.append(f"--split {','.join(f'{share:g}' for share in found.split)}")
-    options += [f"--{key.replace('_', '-')} {getattr(placed, key)}" for key in _LAYOUT_OPTIONS]
+    seldom = [key for key in _SELDOM_OPTIONS if getattr(placed, key) != getattr(Layout(), key)]
+    options += [f"--{key.replace('_', '-')} {getattr(placed, key)}" for key in (*_LAYOUT_OPTIONS, *seldom)]
     options += [f"--pp-layers {','.join(map(str, placed.pp_layers))}"] if placed.pp_layers else []
     options += [f"--vp {placed.vp}"] if placed.vp > 1 else []
     options += [f"--pp-schedule {placed.pp_schedule}"] if placed.pp_schedule != "1f1b" else []

@@ -1,6 +1,6 @@
-"""AdamW on each rank's own shards, and the gradient's norm over all of them.
+"""AdamW on each rank's own part of the parameters, and the gradient's norm over all of them.
 
-Loshchilov and Hutter 2019. FSDP2 keeps a parameter as a DTensor over dp; its local tensor is what is optimized.
+Loshchilov and Hutter 2019.
 """
 
 from typing import Any
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from llmpipe.families import FAMILIES, Shape
+from llmpipe.parallel.data import drop_gathered, local, take_gradients
 from llmpipe.parallel.groups import Groups
 from llmpipe.recipe import Recipe
 from llmpipe.train.loss_scale import DynamicScale
@@ -19,7 +19,7 @@ from llmpipe.train.loss_scale import DynamicScale
 class Optimizer:
     """Steps AdamW; `parameters` maps our names to this rank's local tensors.
 
-    They share the model's storage, or are fp32 master weights of its bf16 ones, which follow them.
+    They share the model's storage, or are the weights that it has a rounded copy of, which follows them.
     """
 
     def __init__(self, model: nn.Module, shape: Shape, recipe: Recipe, groups: Groups):
@@ -28,9 +28,9 @@ class Optimizer:
         self.scale = DynamicScale(recipe.loss_scale if recipe.precision == "fp16" else None)
         self.skipped_steps = 0
         self.shards = {key: local(p.detach()) for key, p in model.named_parameters()}
-        self.parameters = {
-            key: nn.Parameter(shard.float() if recipe.master_weights else shard) for key, shard in self.shards.items()
-        }
+        keeps_fp32 = recipe.master_weights or recipe.parameters == "fp32"
+        dtype = torch.float32 if keeps_fp32 else torch.bfloat16
+        self.parameters = {key: nn.Parameter(shard.to(dtype)) for key, shard in self.shards.items()}
         decayed = [p for key, p in self.parameters.items() if len(FAMILIES[shape.family].row(key, shape).dims) > 1]
         plain = [p for key, p in self.parameters.items() if len(FAMILIES[shape.family].row(key, shape).dims) == 1]
         self.adamw = torch.optim.AdamW(
@@ -43,13 +43,12 @@ class Optimizer:
 
     @torch.no_grad()
     def reduce_and_clip(self) -> float:
-        """Take over the gradients, sum those that tp ranks hold parts of, undo the loss scale, clip.
+        """Take over the gradients, sum what data ranks and tp ranks hold of them, undo the loss scale, clip.
 
         Returns the norm before clipping.
         """
-        for key, parameter in self.model.named_parameters():
-            self.parameters[key].grad = local(parameter.grad).to(self.parameters[key].dtype)
-            parameter.grad = None
+        for key, gradient in take_gradients(self.model, self.groups):
+            self.parameters[key].grad = gradient.to(self.parameters[key].dtype)
         self._sum_over_tp()
         self._sum_tied()
         norm = self._norm() / self.scale.value
@@ -74,7 +73,8 @@ class Optimizer:
 
     @torch.no_grad()
     def into_model(self) -> None:
-        """Round master weights into the model's own."""
+        """Hand the weights to the model, which has them already, but for those of its own type."""
+        drop_gathered(self.model)
         for key, shard in self.shards.items():
             if shard.dtype != self.parameters[key].dtype:
                 shard.copy_(self.parameters[key])
@@ -152,12 +152,7 @@ class Optimizer:
         total = torch.zeros((), device=self.groups.device)
         for key, parameter in self.parameters.items():
             assert parameter.grad is not None
-            total += parameter.grad.square().sum() / (self.copies(key) * (2 if self.is_tied_copy(key) else 1))
+            tied = 2 if self.is_tied_copy(key) else 1
+            total += parameter.grad.square().sum() / (self.groups.layout.copies * self.copies(key) * tied)
         dist.all_reduce(total)
         return total.sqrt()
-
-
-def local(tensor: torch.Tensor | None) -> torch.Tensor:
-    """This rank's shard of a parameter or gradient."""
-    assert tensor is not None
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -16,7 +16,7 @@ from llmpipe.data.sampling import Blend
 from llmpipe.model.load import fill
 from llmpipe.model.rank import RankModel
 from llmpipe.model.recompute import Recompute
-from llmpipe.parallel.data import shard
+from llmpipe.parallel.data import distribute
 from llmpipe.parallel.groups import Groups, make_groups, rank_device
 from llmpipe.parallel.pipeline import Pipeline
 from llmpipe.train.faults import Watch
@@ -54,10 +54,9 @@ def prepare(job: Job) -> Trainer:
     for stage in model:
         if recipe.compile:
             stage.compile_layers()
-        shard(stage, groups, DTYPES[recipe.precision], DTYPES[recipe.gradients])
-    model.to_empty(device=groups.device)
+        distribute(stage, groups, DTYPES[recipe.precision], DTYPES[recipe.gradients])
     optimizer = Optimizer(model, shape, recipe, groups)
-    fill(optimizer.parameters, source, groups.tp, groups.num_data, groups.data_rank)
+    fill(optimizer.parameters, source, groups.tp, layout.shards, groups.shard_rank)
     optimizer.into_model()
     loader = Loader(
         Blend(

@@ -135,7 +135,7 @@ def offsets(optimizer: Optimizer, key: str) -> tuple[int, ...]:
     """Where this rank's shard begins in the full tensor."""
     groups = optimizer.groups
     layout, at = groups.layout, groups.at
-    slices = local_slices(optimizer.shape, key, layout.tp, at.tp, groups.num_data, groups.data_rank)
+    slices = local_slices(optimizer.shape, key, layout.tp, at.tp, layout.shards, groups.shard_rank)
     sizes = tuple(part.stop - part.start for part in slices)
     assert sizes == tuple(optimizer.parameters[key].shape), (key, sizes, optimizer.parameters[key].shape)
     return tuple(part.start for part in slices)
