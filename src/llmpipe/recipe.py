@@ -160,6 +160,11 @@ class Recipe:
     roll_back_after: int = 5
     """So many of them in a row, and training goes back to the last checkpoint before them, and passes over the samples
     since then."""
+    eval_every: int = 0
+    """Steps between evaluations on held-out documents: the run's validation datasets, else the split's second share; 0:
+    there is none."""
+    eval_batches: int = 0
+    """Of how many global batches an evaluation takes the documents, at most; 0: all that are held out."""
     check_replicas_every: int = 0
     """Steps after which ranks that hold the same weights compare them; 0: they never do."""
 
@@ -167,7 +172,7 @@ class Recipe:
         for name in ("seq_len", "global_batch", "steps", "save_every", "recompute_every", "keep", "roll_back_after"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but has to be 1 or more")
-        for name in ("save_minutes", "milestones", "check_replicas_every"):
+        for name in ("save_minutes", "milestones", "check_replicas_every", "eval_every", "eval_batches"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}, but has to be 0 or more")
         if any(step < 1 for step in self.skip_steps):

@@ -26,7 +26,9 @@ def test_flops_of_llama_2_70b() -> None:
         model = AutoModelForCausalLM.from_config(config)
     # Causal attention: each token meets half of the others, in QK and in AV, forward once and backward twice.
     attention = 80 * 64 * 128 * (LENGTH / 2) * 2 * 2 * 3
-    assert flops_per_token(named_size("llama2_70b"), LENGTH) == pytest.approx(6 * matrices(model) + attention)
+    shape = named_size("llama2_70b")
+    assert flops_per_token(shape, LENGTH, causal=True) == pytest.approx(6 * matrices(model) + attention)
+    assert flops_per_token(shape, LENGTH, causal=False) == pytest.approx(6 * matrices(model) + 2 * attention)
 
 
 @pytest.mark.parametrize(
@@ -51,4 +53,4 @@ def test_flops_of_tied_heads_and_windows(kind: str, settings: dict, windowed: in
     # The pairs of tokens that see each other, counted one by one; a token's own diagonal is half of it.
     seen = [sum(min(i + 1, width) - 0.5 for i in range(LENGTH)) / LENGTH for width in (LENGTH, 100)]
     pairs = (6 - windowed) * seen[0] + windowed * seen[1]
-    assert flops_per_token(shape, LENGTH) == pytest.approx(6 * matrices(model) + 12 * 8 * 64 * pairs, rel=1e-3)
+    assert flops_per_token(shape, LENGTH, causal=True) == pytest.approx(6 * matrices(model) + 12 * 8 * 64 * pairs, rel=1e-3)

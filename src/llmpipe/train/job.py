@@ -19,7 +19,8 @@ from llmpipe.yaml_file import build
 # skip_steps is gone on from (train/state.py). Other kernels round differently at most, as another layout does.
 CONTINUABLE = (
     "steps", "save_every", "save_minutes", "keep", "milestones", "skip_steps", "spike", "roll_back_after",
-    "check_replicas_every", "recompute", "recompute_every", "compile", "deterministic",
+    "check_replicas_every", "eval_every", "eval_batches", "recompute", "recompute_every", "compile",
+    "deterministic",
 )  # fmt: skip
 
 
@@ -45,6 +46,10 @@ class Job:
     """The ranks save and leave after this step; 0: after the last one."""
     timeout_minutes: float = 10.0
     """How long a rank waits for another one that does not answer."""
+    all_ranks: bool = False
+    """Each rank writes what its steps took, in RUN/ranks."""
+    profile_steps: list[int] = field(default_factory=list)
+    """The first and the last step, counted from 1, of the traces in RUN/profile."""
     config_files: list[str] = field(default_factory=list)
     """The files that this was read from, for the record."""
 

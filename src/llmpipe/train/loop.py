@@ -44,10 +44,14 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
     """The loop: gradient, step, log, save; False when RUN/stop or exit_at_step ended it early."""
     job, recipe = trainer.job, trainer.job.recipe
     optimizer, scale, watch = trainer.optimizer, trainer.optimizer.scale, trainer.watch
-    metrics = Recorder(job, trainer.model.shape, trainer.groups, first_step) if dist.get_rank() == 0 else None
-    saver = Saver(job, optimizer, watch)
+    metrics = None
+    if dist.get_rank() == 0:
+        metrics = Recorder(job, trainer.model.shape, trainer.groups, trainer.loader.blend.epoch, first_step)
+    saver, observer = Saver(job, optimizer, watch), trainer.observer
+    observer.resume(first_step)
     done, end = first_step, min(recipe.steps, job.exit_at_step or recipe.steps)
     while done < end:
+        observer.begin(done + 1)
         start, loss_scale = time.perf_counter(), scale.value
         lr = learning_rate(recipe, done)
         loss, grad_norm, skipped = math.nan, math.nan, ASKED
@@ -60,10 +64,15 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
         else:
             optimizer.step(lr)
         done += 1
-        memory = most_memory(trainer.groups)
+        memory, measured = most_memory(trainer.groups), trainer.tally.take()
+        seconds = time.perf_counter() - start
+        observer.lap("optimizer")
+        if trainer.evaluation and is_due(recipe.eval_every, done):
+            measured |= trainer.evaluation.run(trainer.model)
+            observer.lap("evaluate")
         if metrics:
-            seconds = time.perf_counter() - start
-            metrics.add(done, loss, lr, grad_norm, memory, seconds, loss_scale, skipped, optimizer.skipped_steps)
+            counters = loss_scale, skipped, optimizer.skipped_steps
+            metrics.add(done, loss, measured, lr, grad_norm, memory, seconds, *counters)
         if watch.has_to_go_back:
             go_back(trainer, done, saver, metrics)
         if is_due(recipe.check_replicas_every, done):
@@ -71,8 +80,11 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
         stop, save = orders(job, saver.minutes)
         if stop or save or done == end or is_due(recipe.save_every, done) or is_due(recipe.milestones, done):
             saver.save(done)
+        observer.lap("save")
+        observer.end(done)
         if stop:
             break
+    observer.close()
     saver.wait()
     if metrics:
         metrics.close()
@@ -85,10 +97,15 @@ def gradient(trainer: Trainer, step: int) -> tuple[float, float]:
     """Fetch a step's samples, forward and backward; its loss, and the norm of the gradient, now reduced and clipped."""
     groups, scale = trainer.groups, trainer.optimizer.scale
     batch = trainer.loader.step(step).to(groups.device)
+    trainer.observer.lap("data")
     total_weight = global_weight(batch.weights, groups) / scale.value
     seeds = dropout_seeds(trainer, step, batch.tokens.shape[0])
     loss = trainer.pipeline.forward_backward(batch, total_weight, seeds)
-    return global_loss(loss, groups) / scale.value, trainer.optimizer.reduce_and_clip()
+    trainer.tally.add(trainer.model, batch)
+    trainer.observer.lap("forward_backward")
+    loss, grad_norm = global_loss(loss, groups) / scale.value, trainer.optimizer.reduce_and_clip()
+    trainer.observer.lap("reduce")
+    return loss, grad_norm
 
 
 def go_back(trainer: Trainer, step: int, saver: Saver, metrics: Recorder | None) -> None:

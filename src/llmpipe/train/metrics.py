@@ -1,18 +1,25 @@
 """What each step tells: one JSON line in RUN/live.jsonl, which becomes metrics.jsonl when the run has ended.
 
-    {"step": 1, "loss": 6.9, "lr": 1e-4, "grad_norm": 0.8, "loss_scale": 1.0, "skipped": null, "skipped_steps": 0,
-     "tokens": 2048, "tokens_per_second": 31000.0, "mfu": 0.41, "memory_bytes": 1234, "seconds": 0.07}
+    {"step": 1, "loss": 6.9, "perplexity": 992.3, "accuracy": 0.02, "assistant_accuracy": 0.03, "lr": 1e-4,
+     "grad_norm": 0.8, "loss_scale": 1.0, "skipped": null, "skipped_steps": 0, "tokens": 2048, "epoch": 0.01,
+     "tokens_per_second": 31000.0, "tokens_per_second_per_gpu": 3875.0, "mfu_full": 0.44, "mfu_causal": 0.41,
+     "memory_bytes": 1234, "seconds": 0.07,
+     "eval_loss": 6.8, "eval_perplexity": 897.8, "eval_accuracy": 0.03, "eval_seconds": 0.5}
 
+`accuracy` is the share of trained tokens that the model found likeliest, `assistant_accuracy` that of the assistant's
+in chats. `epoch` is how often the dataset that comes round the most often has been seen. `mfu_full` and `mfu_causal`
+are the model's arithmetic per second over the devices' peaks, in the two conventions of `flops_per_token`. What begins
+with `eval_` is of held-out documents, in the steps after which they were looked at (train/evaluation.py).
 `loss_scale` is 1 but in fp16. A step that was not taken says why in `skipped` (train/faults.py), null of all others;
 `skipped_steps` counts them. Its loss or norm is null where it is no number or was not computed.
-`tokens` counts from the run's start, `memory_bytes` is the peak of the fullest rank, `mfu` the model's arithmetic per
-second over the devices' peak. Each checkpoint keeps the lines up to it, and a resumed run goes on from those: every
-step stands there once, whatever happened.
+`tokens` counts from the run's start, `memory_bytes` is the peak of the fullest rank. Each checkpoint keeps the lines
+up to it, and a resumed run goes on from those: every step stands there once, whatever happened.
 """
 
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,21 +30,26 @@ from llmpipe.parallel.groups import Groups
 from llmpipe.progress import Progress
 from llmpipe.train.faults import ROLLED_BACK
 from llmpipe.train.job import Job
+from llmpipe.train.tally import perplexity
 
 # Dense bf16 peaks in FLOP/s, from the vendors' data sheets.
 PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A40": 150e12}
 
 
-def flops_per_token(shape: Shape, seq_len: int) -> float:
-    """Forward and backward arithmetic of one token: 6 · matrix parameters + 12 · heads · head_dim · tokens seen.
+def flops_per_token(shape: Shape, seq_len: int, causal: bool) -> float:
+    """Forward and backward arithmetic of one token: 6 · matrix parameters + 12 · heads · head_dim · Σ tokens seen.
 
-    The embedding is looked up, the head multiplied, tied or not. A token sees half of the text on average, less in
-    layers with a window; recomputation does not count.
+    The sum is over layers. Full, a token sees all seq_len tokens: the convention of PaLM (Chowdhery et al. 2022,
+    arXiv:2204.02311, appendix B) and of Megatron-LM (Narayanan et al. 2021), in which MFU is mostly published. Causal,
+    it sees half of the text on average, less in layers with a window: what is really computed, where documents are as
+    long as the sequence. The embedding is looked up and the head multiplied, tied or not, as Megatron-LM counts; PaLM
+    counts the embedding too. Recomputation counts in neither.
     """
     keys = FAMILIES[shape.family].keys(shape)
     head = "embedding.weight" if shape.tie_embeddings else "head.weight"
     matrices = [row for key, row in keys.items() if len(row.dims) == 2 and (key == head or layer_of(key) is not None)]
-    seen = sum(_mean_seen(seq_len, shape.window_of(layer)) for layer in range(shape.num_layers))
+    layers = range(shape.num_layers)
+    seen = sum(_mean_seen(seq_len, shape.window_of(layer)) if causal else seq_len for layer in layers)
     return 6.0 * sum(math.prod(row.shape(shape)) for row in matrices) + 12.0 * shape.num_heads * shape.head_dim * seen
 
 
@@ -74,10 +86,12 @@ def memory_bytes(device: torch.device) -> int:
 class Recorder:
     """Rank 0's metrics: the file, the bar, a line in the log now and then."""
 
-    def __init__(self, job: Job, shape: Shape, groups: Groups, first_step: int):
+    def __init__(self, job: Job, shape: Shape, groups: Groups, epoch_of: Callable[[int], float], first_step: int):
+        """`epoch_of`: how often the data has been seen after so many samples."""
         recipe, self.world_size = job.recipe, job.layout.processes
-        self.tokens_per_step = recipe.global_batch * recipe.seq_len
-        self.flops_per_token = flops_per_token(shape, recipe.seq_len)
+        self.global_batch, self.seq_len = recipe.global_batch, recipe.seq_len
+        self.epoch_of = epoch_of
+        self.flops = {name: flops_per_token(shape, recipe.seq_len, name == "causal") for name in ("full", "causal")}
         self.peak = peak_flops(groups.device)
         self.live = job.live
         self.bar = Progress("finetune", recipe.steps, "steps")
@@ -87,6 +101,7 @@ class Recorder:
         self,
         step: int,
         loss: float,
+        measured: dict[str, float | None],
         lr: float,
         grad_norm: float,
         memory: int,
@@ -95,19 +110,25 @@ class Recorder:
         skipped: str | None = None,
         skipped_steps: int = 0,
     ) -> None:
-        """One step's line."""
-        rate = self.tokens_per_step / seconds
+        """One step's line; `measured`: accuracies, and what an evaluation found."""
+        samples = step * self.global_batch
+        rate = self.global_batch * self.seq_len / seconds
+        per_gpu = rate / self.world_size
         line = {
             "step": step,
             "loss": loss if math.isfinite(loss) else None,
+            "perplexity": perplexity(loss),
+            **measured,
             "lr": lr,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "loss_scale": loss_scale,
             "skipped": skipped,
             "skipped_steps": skipped_steps,
-            "tokens": step * self.tokens_per_step,
+            "tokens": samples * self.seq_len,
+            "epoch": round(self.epoch_of(samples), 4),
             "tokens_per_second": round(rate, 1),
-            "mfu": round(rate * self.flops_per_token / (self.peak * self.world_size), 4),
+            "tokens_per_second_per_gpu": round(per_gpu, 1),
+            **{f"mfu_{name}": round(per_gpu * each / self.peak, 4) for name, each in self.flops.items()},
             "memory_bytes": memory,
             "seconds": round(seconds, 6),
         }

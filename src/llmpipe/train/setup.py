@@ -19,10 +19,13 @@ from llmpipe.model.recompute import Recompute
 from llmpipe.parallel.data import distribute
 from llmpipe.parallel.groups import Groups, make_groups, rank_device
 from llmpipe.parallel.pipeline import Pipeline
+from llmpipe.train.evaluation import Evaluation
 from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
+from llmpipe.train.observe import Observer
 from llmpipe.train.optimizer import Optimizer
 from llmpipe.train.publish import DTYPES
+from llmpipe.train.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,9 @@ class Trainer:
     optimizer: Optimizer
     loader: Loader
     watch: Watch
+    tally: Tally
+    evaluation: Evaluation | None
+    observer: Observer
 
 
 def prepare(job: Job) -> Trainer:
@@ -81,4 +87,10 @@ def prepare(job: Job) -> Trainer:
     )
     num_tokens = layout.micro_batch * recipe.seq_len // layout.cp
     pipeline = Pipeline(model, groups, num_tokens, shape.hidden, DTYPES[recipe.precision])
-    return Trainer(job, groups, model, pipeline, optimizer, loader, Watch(recipe))
+    return Trainer(job, groups, model, pipeline, optimizer, loader, Watch(recipe), *_seeing(job, groups))
+
+
+def _seeing(job: Job, groups: Groups) -> tuple[Tally, Evaluation | None, Observer]:
+    """What looks on, and changes nothing."""
+    evaluation = Evaluation(job, groups, DTYPES[job.recipe.precision]) if job.recipe.eval_every else None
+    return Tally(groups), evaluation, Observer(job, groups.device)
