@@ -82,8 +82,9 @@ def prepare(job: Job) -> Trainer:
         cp=layout.cp,
         cp_rank=groups.at.cp,
         isolate_documents=recipe.isolate_documents,
-        # Stages hand on tensors of one size; cp and tp ranks share a micro-batch's tokens out evenly.
-        pad_to=math.lcm(16, layout.token_parts) if layout.pp == 1 else None,
+        # Stages hand on tensors of one size, and layers are compiled for one; cp and tp ranks share a micro-batch's
+        # tokens out evenly.
+        pad_to=math.lcm(16, layout.token_parts) if layout.pp == 1 and not recipe.compile else None,
     )
     num_tokens = layout.micro_batch * recipe.seq_len // layout.cp
     pipeline = Pipeline(model, groups, num_tokens, shape.hidden, DTYPES[recipe.precision])
