@@ -12,7 +12,7 @@ from llmpipe.model.packed import Packed
 from llmpipe.parallel.compat import varlen_causal, varlen_takes
 from llmpipe.parallel.context import gathered_keys
 
-MOST_MASKED = 1024  # queries: a mask has them times all keys
+MOST_MASKED = 1024  # queries at a time: half of what they see of one another is masked, and computed for nothing
 
 
 def attend(
@@ -80,10 +80,21 @@ def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, drop
     for q_part in q.split(min(window, MOST_MASKED), dim=2):
         stop = before + q_part.shape[2]
         first = max(0, before - window + 1)
-        queries = torch.arange(before, stop, device=q.device)[:, None]
-        keys = torch.arange(first, stop, device=q.device)
-        seen = (keys <= queries) & (keys > queries - window)
         k_part, v_part = k[:, :, first:stop], v[:, :, first:stop]
-        parts.append(F.scaled_dot_product_attention(q_part, k_part, v_part, seen, dropout, enable_gqa=True))
+        bias = _bias(q_part.shape[2], stop - first, window, like=q)
+        out = F.scaled_dot_product_attention(q_part.flip(2), k_part, v_part, bias, dropout, enable_gqa=True)
+        parts.append(out.flip(2))
         before = stop
     return torch.cat(parts, dim=2)
+
+
+def _bias(num_queries: int, num_keys: int, window: int, like: torch.Tensor) -> torch.Tensor:
+    """(queries, the last one first, keys), which end together: 0 where a query sees a key, else -inf.
+
+    In this order it is the same wherever i + j is, and so but a view of one row: a layer keeps no masks for its
+    backward pass.
+    """
+    distance = torch.arange(num_keys - 1, -num_queries, -1, device=like.device)  # of query and key, by i + j
+    row = like.new_zeros(len(distance)).masked_fill((distance < 0) | (distance >= window), -torch.inf)
+    bias = row.as_strided((num_queries, num_keys), (1, 1))
+    return bias.contiguous() if like.is_cuda else bias  # its kernels want the rows aligned
