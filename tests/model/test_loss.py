@@ -14,7 +14,7 @@ from llmpipe.parallel.groups import TensorParallel, make_groups
 from llmpipe.parallel.processes import run_ranks
 
 TOKENS, HIDDEN, VOCAB = 24, 8, 11
-FEW = [10_000, 11 * 5, 1]  # logits in a chunk: all, five tokens', one token's
+FEW = [10_000, 5, 1]  # tokens in a chunk
 
 
 def given() -> tuple[torch.Tensor, ...]:
@@ -44,37 +44,37 @@ def assert_close(found: torch.Tensor, reference: torch.Tensor, tolerance: float)
     assert (found - reference).abs().max() <= tolerance * reference.abs().max()
 
 
-@pytest.mark.parametrize("chunk_logits", FEW)
-def test_loss_and_gradients_are_torchs(chunk_logits: int, monkeypatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk_logits)
+@pytest.mark.parametrize("chunk_tokens", FEW)
+def test_loss_and_gradients_are_torchs(chunk_tokens: int, monkeypatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk_tokens)
     x, head, labels, weights = given()
     x.requires_grad_()
     head.requires_grad_()
-    total, hits = linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), VOCAB, 0))
+    total, hits = linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), 0))
     (3 * total).sum().backward()
     for found, reference in zip((total, x.grad, head.grad), expected(), strict=True):
         assert_close(found, reference, 1e-6)
     assert hits.equal(likeliest()) and 0 < hits.sum() < TOKENS
 
 
-def split(chunk_logits: int, tp: int) -> list[Any]:
-    loss.CHUNK_LOGITS = chunk_logits  # of this forked process
+def split(chunk_tokens: int, tp: int) -> list[Any]:
+    loss.CHUNK_TOKENS = chunk_tokens  # of this forked process
     groups = make_groups(Layout(tp=tp, gpus_per_node=tp, device="cpu").resolved(), torch.device("cpu"))
     x, head, labels, weights = given()
     each = -(-VOCAB // tp)
     first, own = groups.at.tp * each, TOKENS // tp
     head = head[first : first + each].clone().requires_grad_()
     x = x[groups.at.tp * own : (groups.at.tp + 1) * own].clone().requires_grad_()
-    total, hits = linear_cross_entropy(x, head, labels, weights, Rows(groups.tp, VOCAB, first))
+    total, hits = linear_cross_entropy(x, head, labels, weights, Rows(groups.tp, first))
     (3 * total).sum().backward()
     assert hits.equal(likeliest())
     return [tensor.detach().numpy() for tensor in (total, x.grad, head.grad)]
 
 
-@pytest.mark.parametrize(("tp", "chunk_logits"), [(2, 10_000), (2, 6 * 4), (3, 4 * 9), (4, 1)])
-def test_split_vocabulary_and_split_sequence(tp: int, chunk_logits: int) -> None:
+@pytest.mark.parametrize(("tp", "chunk_tokens"), [(2, 10_000), (2, 10), (3, 9), (4, 1)])
+def test_split_vocabulary_and_split_sequence(tp: int, chunk_tokens: int) -> None:
     """The last rank has fewer rows, and a rank's last chunk fewer tokens."""
-    totals, of_x, of_head = zip(*run_ranks(split, tp, chunk_logits, tp), strict=True)
+    totals, of_x, of_head = zip(*run_ranks(split, tp, chunk_tokens, tp), strict=True)
     total, grad_x, grad_head = expected()
     for found in totals:
         assert_close(torch.from_numpy(found), total, 1e-6)
@@ -84,10 +84,10 @@ def test_split_vocabulary_and_split_sequence(tp: int, chunk_logits: int) -> None
 
 def test_bf16_sums_the_heads_gradient_over_chunks_in_fp32(monkeypatch) -> None:
     """Against fp64 from the same bf16 values: no worse than one product's own rounding, 2⁻⁸, however many chunks."""
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 1)
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 1)
     x, head = torch.ones(1000, 8, dtype=torch.bfloat16), torch.zeros(16, 8, dtype=torch.bfloat16, requires_grad=True)
     labels = torch.zeros(1000, dtype=torch.int64)
-    linear_cross_entropy(x, head, labels, torch.ones(1000), Rows(TensorParallel(), 16, 0))[0].sum().backward()
+    linear_cross_entropy(x, head, labels, torch.ones(1000), Rows(TensorParallel(), 0))[0].sum().backward()
     # With equal logits each token's gradient is 1/16 in every row, less 1 in the label's: 1000 of them are summed.
     assert_close(head.grad[1:].double(), torch.full((15, 8), 1000 / 16, dtype=torch.float64), 2**-8)
     assert_close(head.grad[:1].double(), torch.full((1, 8), -1000 * 15 / 16, dtype=torch.float64), 2**-8)
@@ -96,7 +96,7 @@ def test_bf16_sums_the_heads_gradient_over_chunks_in_fp32(monkeypatch) -> None:
 def test_without_gradients_none_are_made() -> None:
     x, head, labels, weights = given()
     head.requires_grad_()
-    rows = Rows(TensorParallel(), VOCAB, 0)
+    rows = Rows(TensorParallel(), 0)
     with torch.no_grad():
         total, _ = linear_cross_entropy(x, head, labels, weights, rows)
     assert not total.requires_grad
@@ -110,17 +110,17 @@ def peak_bytes(tokens: int, vocab: int, hidden: int) -> int:
     x, head = torch.randn(tokens, hidden, requires_grad=True), torch.randn(vocab, hidden, requires_grad=True)
     labels, weights = torch.randint(vocab, (tokens,)), torch.ones(tokens)
     with Live() as live:
-        linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), vocab, 0))[0].sum().backward()
+        linear_cross_entropy(x, head, labels, weights, Rows(TensorParallel(), 0))[0].sum().backward()
     return live.peak
 
 
 def test_memory_is_a_chunks_logits_beside_the_gradients(monkeypatch) -> None:
     tokens, vocab, hidden, chunk = 2048, 4096, 4, 64
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk * vocab)
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk)
     logits, gradients = 4 * chunk * vocab, 4 * (tokens + vocab) * hidden
     peak = peak_bytes(tokens, vocab, hidden)
     # The gradients twice while they are multiplied by the loss's own, and a few numbers for each token of a chunk.
     assert logits < peak < 1.1 * (logits + 2 * gradients)
     assert peak < 4 * tokens * vocab / 20
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", tokens * vocab)  # that this sees logits which are held
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", tokens)  # that this sees logits which are held
     assert peak_bytes(tokens, vocab, hidden) > 4 * tokens * vocab

@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         x = self.norm(x)  # (N/tp, H)
         if labels is None or weights is None:
             return column_linears(x, self.tp, self.head)[0]  # (N, V/tp)
-        rows = Rows(self.tp, self.shape.vocab, self.first_row)
+        rows = Rows(self.tp, self.first_row)
         loss, hits = linear_cross_entropy(x, self.head.weight, labels, weights, rows)  # (1,), (N,)
         self.hits.append(hits)
         return loss

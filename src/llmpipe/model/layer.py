@@ -20,7 +20,6 @@ from llmpipe.parallel.groups import TensorParallel
 from llmpipe.parallel.tensor import Weight, column_linears, row_linear
 from llmpipe.recipe import Dropout
 
-
 # In a compiled layer as it is: what follows from the documents' bounds would be compiled anew for each batch.
 _attend: Callable[..., torch.Tensor] = torch.compiler.disable(attend)  # type: ignore[assignment]
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from llmpipe.parallel.collectives import all_gather_rows, reduce_scatter_rows
 from llmpipe.parallel.groups import TensorParallel
 
-CHUNK_LOGITS = 1 << 27
-"""Logits of a chunk on one rank. Each chunk reads and writes the head's gradient once, so many small ones are slow."""
+CHUNK_TOKENS = 1024
+"""Of all tp ranks together. Each chunk reads and writes the head's gradient once, so many small ones are slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,11 @@ class Rows:
     """This rank's rows of a vocabulary."""
 
     tp: TensorParallel
-    vocab: int
     first: int
 
     def chunks(self, num_local_tokens: int) -> Iterator[slice]:
         """Runs of a rank's N/tp tokens, the same on all ranks, each of which takes part in each chunk."""
-        most_rows = -(-self.vocab // self.tp.size)
-        size = max(1, CHUNK_LOGITS // (most_rows * self.tp.size))
-        size -= size % 128 if size > 128 else 0  # whole tiles of a matrix product
+        size = max(1, CHUNK_TOKENS // self.tp.size)
         for start in range(0, num_local_tokens, size):
             yield slice(start, min(start + size, num_local_tokens))
 
