@@ -26,7 +26,7 @@ class Dropout:
     hidden: float = 0.0
     """Of the embedding, and of what attention and MLP add to the residual stream."""
     attention: float = 0.0
-    """Of attention's probabilities."""
+    """Of attention's probabilities; a GPU then attends to packed documents one by one, which is slower."""
     lima: bool = False
     """`hidden` rises linearly from 0 in the first layer, and at the embedding, to its full value in the last one.
     Zhou et al. 2023, LIMA."""
