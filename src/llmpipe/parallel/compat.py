@@ -14,6 +14,14 @@ all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_in
 reduce_scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+def engine_runs(node: Any) -> bool:
+    """Whether the backward pass that is under way goes through a node of the graph; one half of it leaves some out."""
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # it says so of a leaf whose gradient torch.autograd.grad was asked for
+        return True
+
+
 class Piece(torch.Tensor):
     """A rank's part of a full tensor, for torch.distributed.checkpoint: any offset, any size, copies allowed.
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmpipe.parallel.collectives import all_gather_rows, reduce_scatter_rows, scatter_rows
+from llmpipe.parallel.compat import engine_runs
 from llmpipe.parallel.groups import TensorParallel
 
 
@@ -41,14 +42,31 @@ class _ColumnLinears(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
+        wants_x, wants_parameters = _wanted(ctx)
+        grad_x: torch.Tensor | None = None
+        if wants_x:
+            grad_full = grads[0] @ weights[0]  # (N, H)
+            for grad, weight in zip(grads[1:], weights[1:], strict=True):
+                grad_full = grad_full + grad @ weight
+            grad_x = reduce_scatter_rows(grad_full, ctx.tp)
+        if not wants_parameters:
+            return grad_x, None, *[None] * 2 * len(weights)
         full = all_gather_rows(x, ctx.tp)  # (N, H)
-        grad_x = grads[0] @ weights[0]  # (N, H)
-        for grad, weight in zip(grads[1:], weights[1:], strict=True):
-            grad_x = grad_x + grad @ weight
         grad_parameters: list[torch.Tensor | None] = []
         for grad, has_bias in zip(grads, ctx.has_bias, strict=True):
             grad_parameters += [grad.t() @ full, grad.sum(dim=0) if has_bias else None]  # (O/tp, H), (O/tp,)
-        return reduce_scatter_rows(grad_x, ctx.tp), None, *grad_parameters
+        return grad_x, None, *grad_parameters
+
+
+def _wanted(ctx: Any) -> tuple[bool, bool]:
+    """Whether this pass wants the input's gradient, and any parameter's: half a pass of zero-bubble wants only one.
+
+    All tp ranks run the same half, and so take part in the same collectives.
+    """
+    if torch.compiler.is_compiling():
+        return True, True
+    (x, _), *parameters = ctx.next_functions
+    return engine_runs(x), any(engine_runs(node) for node, _ in parameters)
 
 
 def column_linears(x: torch.Tensor, tp: TensorParallel, *layers: Weight) -> tuple[torch.Tensor, ...]:

@@ -42,8 +42,6 @@ def finetune_options(run_name: str) -> str:
     seldom = [key for key in _SELDOM_OPTIONS if getattr(placed, key) != getattr(Layout(), key)]
     options += [f"--{key.replace('_', '-')} {getattr(placed, key)}" for key in (*_LAYOUT_OPTIONS, *seldom)]
     options += [f"--pp-layers {','.join(map(str, placed.pp_layers))}"] if placed.pp_layers else []
-    options += [f"--vp {placed.vp}"] if placed.vp > 1 else []
-    options += [f"--pp-schedule {placed.pp_schedule}"] if placed.pp_schedule != "1f1b" else []
     return " ".join(options + [f"--config-file {path}" for path in config_files(run_name)])
 
 
