@@ -53,4 +53,6 @@ def test_flops_of_tied_heads_and_windows(kind: str, settings: dict, windowed: in
     # The pairs of tokens that see each other, counted one by one; a token's own diagonal is half of it.
     seen = [sum(min(i + 1, width) - 0.5 for i in range(LENGTH)) / LENGTH for width in (LENGTH, 100)]
     pairs = (6 - windowed) * seen[0] + windowed * seen[1]
-    assert flops_per_token(shape, LENGTH, causal=True) == pytest.approx(6 * matrices(model) + 12 * 8 * 64 * pairs, rel=1e-3)
+    assert flops_per_token(shape, LENGTH, causal=True) == pytest.approx(
+        6 * matrices(model) + 12 * 8 * 64 * pairs, rel=1e-3
+    )

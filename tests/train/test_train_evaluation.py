@@ -24,6 +24,13 @@ SPLIT = [80.0, 15.0, 5.0]
 RECIPE_64 = replace(RECIPE, seq_len=64, steps=4, eval_every=2)  # every document fits into a row
 
 
+LAYOUTS = {
+    "tp2-pp2": {"tp": 2, "pp": 2},
+    "cp2-dp2, plain": {"cp": 2, "dp": 2, "data_parallel": "plain"},
+    "pp2-vp2": {"pp": 2, "vp": 2, "data_parallel": "optimizer"},
+}
+
+
 def evaluated_job(checkpoint: Path, dataset: Path, run: Path, recipe=RECIPE_64, **layout) -> Job:
     return replace(make_job(checkpoint, dataset, run, recipe=recipe, **layout), split=SPLIT)
 
@@ -63,7 +70,7 @@ def test_equals_transformers_and_the_evaluate_command(single, checkpoint, datase
     assert ours.tokens == count and lines[3]["eval_perplexity"] == pytest.approx(ours.value, rel=1e-6)
 
 
-@pytest.mark.parametrize("layout", [{"tp": 2, "pp": 2}, {"dp": 2, "cp": 2}], ids=["tp2-pp2", "cp2-dp2"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_every_layout_evaluates_as_one_process(layout, single, checkpoint, dataset, tmp_path) -> None:
     lines = run_job(evaluated_job(checkpoint, dataset, tmp_path / "run", **layout))
     assert evaluations(lines) == pytest.approx(evaluations(single[1]), rel=1e-4)

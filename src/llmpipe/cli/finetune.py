@@ -1,6 +1,7 @@
 """llmpipe finetune: train, and be the launcher of the training."""
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -38,7 +39,9 @@ SCHEDULES = ["1f1b", "interleaved", "gpipe", "zero-bubble"]
 @click.option("--exit-after-minutes", default=0.0, help="Save and leave after these minutes, exit status 75.")
 @click.option("--timeout-minutes", default=10.0, show_default=True, help="How long ranks wait for one that hangs.")
 @click.option("--restarts", default=3, show_default=True, help="How often failed ranks are started again in place.")
-@click.option("--dry-run", is_flag=True, help="Check everything and start nothing.")
+@click.option("--all-ranks", is_flag=True, help="Each rank writes the seconds and memory of its steps, in RUN/ranks.")
+@click.option("--profile-steps", metavar="N[-N]", help="Trace these steps on each rank, in RUN/profile, for Perfetto.")
+@click.option("--dry-run", is_flag=True, help="Check everything, tell layout, memory and first batch, start nothing.")
 @with_log
 @click.pass_context
 def command(
@@ -60,6 +63,8 @@ def command(
     exit_after_minutes: float,
     timeout_minutes: float,
     restarts: int,
+    all_ranks: bool,
+    profile_steps: str | None,
     dry_run: bool,
     **layout: int | str,
 ) -> None:
@@ -78,7 +83,7 @@ def command(
     from llmpipe.launch import Place, launch
     from llmpipe.layout import Layout, parse_layers
     from llmpipe.recipe import Recipe
-    from llmpipe.train.job import Job, job_split
+    from llmpipe.train.job import Job, job_split, parse_steps
     from llmpipe.train.preflight import preflight
     from llmpipe.verify.card import require_card
     from llmpipe.yaml_file import load
@@ -94,11 +99,16 @@ def command(
         output=str(output),
         exit_at_step=exit_at_step,
         timeout_minutes=timeout_minutes,
+        all_ranks=all_ranks,
+        profile_steps=parse_steps(profile_steps),
         config_files=[str(recipe), *config_files],
     )
     preflight(job)
     require_card(model)
     if dry_run:
+        from llmpipe.train.dry_run import told
+
+        click.echo(told(job, colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
         return
     place = Place(
         node_rank=node_rank,

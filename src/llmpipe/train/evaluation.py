@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule
 
 from llmpipe.data.held_out import HeldOut
 from llmpipe.data.loader import Loader
 from llmpipe.model.rank import RankModel
+from llmpipe.parallel.data import drop_gathered
 from llmpipe.parallel.groups import Groups
 from llmpipe.train.job import Job
 from llmpipe.train.tally import Tally, perplexity
@@ -60,7 +60,7 @@ class Evaluation:
             if self.groups.is_last_stage:
                 sums += torch.stack([loss[0], batch.weights.sum()])
             self.tally.add(model, batch)
-        _let_go(model)
+        drop_gathered(model)
         dist.all_reduce(sums)  # tp ranks all have the same, which leaves the mean as it is
         mean = float(sums[0] / sums[1])
         found = {"loss": mean if math.isfinite(mean) else None, "perplexity": perplexity(mean), **self.tally.take()}
@@ -89,10 +89,3 @@ class Evaluation:
         x = torch.empty(num_tokens // groups.layout.tp, hidden, dtype=self.dtype, device=groups.device)
         dist.recv(x, group=groups.pp, group_src=(groups.at.pp - 1) % groups.layout.pp)
         return x
-
-
-def _let_go(model: RankModel) -> None:
-    """Drop the gathered weights that a forward pass without a backward pass leaves."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()

@@ -106,6 +106,16 @@ class Job:
         write_json(self.path, asdict(self))
 
 
+def parse_steps(text: str | None) -> list[int]:
+    """`--profile-steps 10-12`, or 10 alone, as the first and the last step; UserError for something else."""
+    if text is None:
+        return []
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first)):
+        raise UserError(f"--profile-steps {text}: steps counted from 1 are expected, as 10-12 or 10")
+    return [int(first), int(last or first)]
+
+
 def job_split(given: str | None, held_out: bool) -> list[float]:
     """The split that `--split` says, 969,30,1 without it; all for train beside datasets that are held out."""
     if not held_out:

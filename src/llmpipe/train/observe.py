@@ -81,14 +81,3 @@ class Observer:
 def _step_of(line: str) -> float:
     """A line's step; of one that was cut off, infinity."""
     return json.loads(line)["step"] if line.endswith("}\n") else float("inf")
-
-
-def parse_steps(text: str | None) -> list[int]:
-    """`--profile-steps 10-12`, or 10 alone, as first and last; ValueError for something else."""
-    if text is None:
-        return []
-    first, _, last = text.partition("-")
-    steps = [int(first), int(last or first)]
-    if not 1 <= steps[0] <= steps[1]:
-        raise ValueError(text)
-    return steps

@@ -13,6 +13,7 @@ from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.loader import Loader
 from llmpipe.data.packing import open_samples
 from llmpipe.data.sampling import Blend
+from llmpipe.layout import Coordinates
 from llmpipe.model.load import fill
 from llmpipe.model.rank import RankModel
 from llmpipe.model.recompute import Recompute
@@ -64,7 +65,16 @@ def prepare(job: Job) -> Trainer:
     optimizer = Optimizer(model, shape, recipe, groups)
     fill(optimizer.parameters, source, groups.tp, layout.shards, groups.shard_rank)
     optimizer.into_model()
-    loader = Loader(
+    loader = open_loader(job, groups.at)
+    num_tokens = layout.micro_batch * recipe.seq_len // layout.cp
+    pipeline = Pipeline(model, groups, num_tokens, shape.hidden, DTYPES[recipe.precision])
+    return Trainer(job, groups, model, pipeline, optimizer, loader, Watch(recipe), *_seeing(job, groups))
+
+
+def open_loader(job: Job, at: Coordinates) -> Loader:
+    """A rank's batches of training data."""
+    recipe, layout = job.recipe, job.layout
+    return Loader(
         Blend(
             {Path(prefix): weight for prefix, weight in job.data.items()},
             job.split,
@@ -78,17 +88,14 @@ def prepare(job: Job) -> Trainer:
         global_batch=recipe.global_batch,
         micro_batch=layout.micro_batch,
         dp=layout.dp,
-        dp_rank=groups.at.dp,
+        dp_rank=at.dp,
         cp=layout.cp,
-        cp_rank=groups.at.cp,
+        cp_rank=at.cp,
         isolate_documents=recipe.isolate_documents,
         # Stages hand on tensors of one size, and layers are compiled for one; cp and tp ranks share a micro-batch's
         # tokens out evenly.
         pad_to=math.lcm(16, layout.token_parts) if layout.pp == 1 and not recipe.compile else None,
     )
-    num_tokens = layout.micro_batch * recipe.seq_len // layout.cp
-    pipeline = Pipeline(model, groups, num_tokens, shape.hidden, DTYPES[recipe.precision])
-    return Trainer(job, groups, model, pipeline, optimizer, loader, Watch(recipe), *_seeing(job, groups))
 
 
 def _seeing(job: Job, groups: Groups) -> tuple[Tally, Evaluation | None, Observer]:
