@@ -36,6 +36,11 @@ LAYOUTS = {
     "DP2": {"dp": 2},
     "TP2 x PP2": {"tp": 2, "pp": 2},
     "TP2 x PP2 x DP2": {"tp": 2, "pp": 2, "dp": 2},
+    "CP2": {"cp": 2},
+    "CP4": {"cp": 4},
+    "CP2 x DP2": {"cp": 2, "dp": 2},
+    "CP2 x TP2": {"cp": 2, "tp": 2},
+    "CP2 x PP2": {"cp": 2, "pp": 2},
 }
 
 
@@ -58,7 +63,7 @@ def make_inputs(folder: Path) -> tuple[Path, Path]:
 def run(model: Path, data: Path, output: Path, layout: dict[str, int]) -> tuple[np.ndarray, np.ndarray, Path]:
     """Losses and gradient norms of 20 steps, and the trained weights."""
     made = Layout(device="cpu", **({"micro_batch": 4} | layout))
-    made = replace(made, gpus_per_node=made.tp * made.pp * max(made.dp, 1)).resolved()
+    made = replace(made, gpus_per_node=made.tp * made.pp * made.cp * max(made.dp, 1)).resolved()
     output.mkdir()
     job = Job(recipe=RECIPE, layout=made, model=str(model), data={str(data): 1.0}, split=[90, 5, 5], output=str(output))
     run_ranks(train, made.processes, job)

@@ -61,12 +61,12 @@ def alone(models, dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return trained
 
 
-def assert_same_training(job: Job, lines: list[dict], expected: Run) -> None:
+def assert_same_training(job: Job, lines: list[dict], expected: Run, weights: float = 1e-4) -> None:
     torch.testing.assert_close(losses(lines), losses(expected[1]), rtol=1e-5, atol=0)
     ours, reference = (open_source(made.run / "weights") for made in (job, expected[0]))
     for key in reference.keys():  # noqa: SIM118
         difference = ours.read(key) - reference.read(key)
-        assert difference.norm() <= 1e-4 * reference.read(key).norm(), key
+        assert difference.norm() <= weights * reference.read(key).norm(), key
 
 
 @pytest.mark.parametrize(("name", "recipe", "layout"), LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -82,7 +82,7 @@ def test_resumes_without_context_ranks(models, alone, dataset, tmp_path) -> None
     run_ranks(train_until_10, 2, first)
     (first.run / "stop").unlink()
     second = make_job(models("llama"), dataset, tmp_path / "run", recipe, tp=2)
-    assert_same_training(second, run_job(second), alone("llama", recipe))
+    assert_same_training(second, run_job(second), alone("llama", recipe), weights=1e-5)
 
 
 def test_tokens_that_cannot_be_shared_out_are_refused_naming_what_would_work() -> None:
