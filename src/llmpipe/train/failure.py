@@ -49,7 +49,7 @@ def digest(run: Path) -> str:
     if told["silent"]:
         said = f"{told['silent']} did not answer and hangs or is dead; then {said}"
     step = _last_step(run)
-    return said if told["final"] else f"after step {step}: {said}"
+    return f"after step {step}: {said}"
 
 
 def _last_step(run: Path) -> int:

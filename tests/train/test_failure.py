@@ -1,0 +1,106 @@
+"""What a launcher says of ranks that failed, in one message."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmpipe import launch
+from llmpipe.errors import UserError
+from llmpipe.layout import Layout
+from llmpipe.recipe import Recipe
+from llmpipe.train import failure
+from llmpipe.train.job import Job
+
+
+@pytest.fixture
+def job(checkpoint: Path, dataset: Path, tmp_path: Path) -> Job:
+    recipe, layout = Recipe(seq_len=32, global_batch=8, steps=2, lr=1e-3), Layout(device="cpu").resolved()
+    return Job(
+        recipe=recipe, layout=layout, model=str(checkpoint), data={str(dataset): 1.0}, split=[90, 5, 5],
+        output=str(tmp_path / "run"),
+    )  # fmt: skip
+
+
+def rank(monkeypatch: pytest.MonkeyPatch, number: int, attempt: int) -> None:
+    monkeypatch.setenv("RANK", str(number))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+
+
+def test_the_first_rank_of_the_last_attempt_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert failure.read(tmp_path) is None
+    for attempt, number in ((0, 1), (1, 3), (1, 2), (0, 0)):
+        rank(monkeypatch, number, attempt)
+        failure.tell(tmp_path, f"error of {number}")
+    told = failure.read(tmp_path)
+    assert told and (told["rank"], told["attempt"], told["error"]) == (3, 1, "error of 3")
+    assert not failure.has_to_end(tmp_path)
+    rank(monkeypatch, 2, 1)
+    failure.tell(tmp_path, "what the user has to mend", final=True)
+    assert failure.has_to_end(tmp_path)
+
+
+def test_one_message_says_who_where_when_and_what_to_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        (job.checkpoints / "step-00000007").mkdir(parents=True)
+        (job.checkpoints / "step-00000007/manifest.json").touch()
+        job.live.write_text(json.dumps({"step": 8}) + "\n" + json.dumps({"step": 9}) + '\n{"step": 1')
+        rank(monkeypatch, 3, 2)
+        failure.tell(job.run, "RuntimeError: timed out", silent="rank 1 on node 0 (host-a)")
+        return 1
+
+    monkeypatch.setattr(launch, "_supervise", fail)
+    monkeypatch.setattr(sys, "argv", ["llmpipe", "finetune", "a recipe.yaml", "--tp", "2"])
+    with pytest.raises(UserError) as found:
+        launch.launch(job, launch.Place(), None, 0)
+    said = str(found.value)
+    assert "after step 9: rank 1 on node 0 (host-a) did not answer" in said and "then rank 3 on " in said
+    assert "RuntimeError: timed out" in said and str(job.run / "log.txt") in said
+    assert f"goes on from {job.checkpoints / 'step-00000007'}: llmpipe finetune 'a recipe.yaml' --tp 2" in said
+
+
+def test_it_is_asked_to_stop_by_the_clock(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait_for_stop(*_: object) -> int:
+        return subprocess.call([sys.executable, "-c", WAIT, str(job.run / "stop")])
+
+    monkeypatch.setattr(launch, "_supervise", wait_for_stop)
+    assert launch.launch(job, launch.Place(exit_after_minutes=0.001), None, 0) == 75
+
+
+WAIT = """
+import pathlib, sys, time
+for _ in range(600):
+    if pathlib.Path(sys.argv[1]).exists():
+        sys.exit()
+    time.sleep(0.1)
+sys.exit("nobody asked")
+"""
+
+
+@pytest.fixture
+def same_signals() -> Iterator[None]:
+    """A launcher's handlers end with the test."""
+    before = {number: signal.getsignal(number) for number in launch.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("same_signals")
+def test_what_the_user_has_to_mend_is_not_tried_again(job: Job) -> None:
+    """Real ranks, whose model changed after it was judged: one attempt, one message."""
+    changed = job.run.parent / "model"
+    shutil.copytree(job.model, changed)
+    content = bytearray((changed / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(content)
+    said = r"training failed after step 0: rank 0 on .*model\.safetensors does not have the SHA-256"
+    with pytest.raises(UserError, match=said):
+        launch.launch(replace(job, model=str(changed)), launch.Place(), None, 0)
+    assert (job.run / "log.txt").read_text().count("does not have the SHA-256") == 1
