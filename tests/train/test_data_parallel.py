@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
 PRODUCTS: dict[str, dict[str, Any]] = {
     "plain, tp2": {**KINDS["plain"], "tp": 2},
     "plain, pp2": {**KINDS["plain"], "pp": 2},
+    "plain, pp2, zero-bubble": {**KINDS["plain"], "pp": 2, "pp_schedule": "zero-bubble"},
     "plain, cp2": {**KINDS["plain"], "cp": 2},
     "optimizer, tp2": {**KINDS["optimizer"], "tp": 2},
     "optimizer, pp2": {**KINDS["optimizer"], "pp": 2},
@@ -101,6 +102,50 @@ def test_copies_are_written_once(name: str, trained) -> None:
     total = sum(tensors.read(key).numel() for key in tensors.keys())  # noqa: SIM118
     assert all(size > 3 * 4 * total for size in sizes)  # weights and AdamW's two, in fp32
     assert sizes[0] < 1.5 * sizes[1]  # more files, no copies
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_plain_rounds_as_fully_sharded(precision, checkpoint, dataset, tmp_path) -> None:
+    """Two ranks' gradients have one sum, in whatever order: the losses are the same to the bit."""
+    recipe = replace(SHORT, steps=4, precision=precision)
+    layouts = {"full": {"dp": 2}, **{name: KINDS[name] for name in ("plain", "optimizer")}}
+    found = {
+        name: losses(run_job(make_job(checkpoint, dataset, tmp_path / name, recipe, micro_batch=1, **layout)))
+        for name, layout in layouts.items()
+    }
+    assert torch.equal(found["plain"], found["full"]) and torch.equal(found["optimizer"], found["full"])
+
+
+def held_between_steps(job: Job) -> int:
+    """Bytes of this rank's weights and optimizer state after a step."""
+    trainer = prepare(job)
+    optimizer = trainer.optimizer
+    trainer.pipeline.forward_backward(trainer.loader.step(0), torch.ones(()))
+    optimizer.reduce_and_clip()
+    optimizer.adamw.step()
+    optimizer.adamw.zero_grad()
+    state = [value for of_one in optimizer.adamw.state.values() for value in of_one.values() if value.ndim]
+    tensors = [*optimizer.parameters.values(), *map(data.local, trainer.model.parameters()), *state]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize(
+    ("layout", "each"),
+    [
+        ({"dp": 2}, 12),  # fp32 weights and AdamW's two
+        (KINDS["optimizer"], 12),
+        (KINDS["plain"], 2 * (12 + 2)),  # and the bf16 copy that it computes with, on each of two ranks
+        (TWO_NODES, 2 * 12),
+    ],
+    ids=["full", "optimizer", "plain", "hybrid"],
+)
+def test_what_all_ranks_hold_between_steps(layout, each, checkpoint, dataset, tmp_path) -> None:
+    source = open_source(checkpoint)
+    num_parameters = sum(source.read(key).numel() for key in source.keys())  # noqa: SIM118
+    job = make_job(checkpoint, dataset, tmp_path / "run", replace(SHORT, precision="bf16"), micro_batch=1, **layout)
+    held = sum(run_ranks(held_between_steps, job.layout.processes, job))
+    assert held == pytest.approx(each * num_parameters, rel=1e-3)  # FSDP2 pads 203 rows to 204
 
 
 class Collectives(TorchDispatchMode):
