@@ -47,7 +47,7 @@ def test_a_run_with_held_out_corpora_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "told"),
     [
-        (Recipe, RECIPE % ", warmupp: 3", "given.yaml: unknown key warmupp: known: betas, clip, "),
+        (Recipe, RECIPE % ", warmupp: 3", "given.yaml: unknown key warmupp: known: apex, batch_ramp, betas, "),
         (Recipe, RECIPE % ", wait_decay: 3", "given.yaml: unknown key wait_decay: did you mean 'weight_decay'?"),
         (Recipe, RECIPE % ", schedule: {warm: 3}", "unknown key schedule.warm: did you mean 'warmup'?"),
         (Recipe, "{steps: 3}", "given.yaml: the key seq_len is missing"),

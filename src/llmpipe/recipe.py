@@ -9,14 +9,71 @@ from llmpipe.errors import UserError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """The learning rate over the steps."""
+    """The learning rate over the steps, or, where their batches grow, over the samples."""
 
-    kind: Literal["cosine", "constant"] = "cosine"
-    """Its course after warmup: down to min_lr along half a cosine, or constant."""
+    kind: Literal["cosine", "linear", "inverse-sqrt", "wsd", "constant"] = "cosine"
+    """Its course after warmup: down to min_lr along half a cosine or a line; as 1 / sqrt(samples) from warmup's end on,
+    min_lr at least; constant, and at the end down to min_lr (wsd: warmup, stable, decay); constant."""
     warmup: float = 0.0
     """Steps of linear warmup; below 1, a fraction of all steps."""
+    warmup_samples: int = 0
+    """Sequences of linear warmup, in place of warmup."""
     min_lr: float = 0.0
-    """Where the cosine ends."""
+    """What the rate goes down to."""
+    decay: float = 0.1
+    """Of wsd: the steps of its decay; below 1, a fraction of all steps."""
+    decay_shape: Literal["linear", "cosine", "exponential", "1-sqrt"] = "1-sqrt"
+    """Of wsd: the course of its decay. exponential is Megatron's, 2 · 0.5^share - 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < math.inf or self.warmup_samples < 0:
+            wrong = "warmup" if self.warmup_samples >= 0 else "warmup_samples"
+            raise UserError(f"schedule.{wrong} is {getattr(self, wrong)}, but has to be 0 or more")
+        if self.warmup and self.warmup_samples:
+            raise UserError("schedule has warmup and warmup_samples: leave one out")
+        if self.kind == "inverse-sqrt" and not (self.warmup or self.warmup_samples):
+            raise UserError("schedule.kind inverse-sqrt falls from warmup's end on, as 1 / sqrt: give a warmup")
+        if not 0 < self.decay < math.inf:
+            raise UserError(f"schedule.decay is {self.decay}, but has to be above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightDecayRamp:
+    """How weight_decay changes over the steps."""
+
+    end: float
+    """What it has come to at the end."""
+    kind: Literal["linear", "cosine"] = "linear"
+    """Its course: along a line or half a cosine."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.end < math.inf:
+            raise UserError(f"weight_decay_ramp.end is {self.end}, but has to be 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRamp:
+    """Smaller batches at the start: Megatron's --rampup-batch-size."""
+
+    start: int
+    """Sequences in the first step."""
+    increment: int
+    """By how many sequences steps grow, again and again, up to global_batch."""
+    samples: int
+    """The sequences over which they do, each size an even share of them."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "increment", "samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"batch_ramp.{name} is {getattr(self, name)}, but has to be 1 or more")
+
+    def check(self, global_batch: int) -> None:
+        """UserError if steps do not come to the global batch."""
+        if self.start > global_batch or (global_batch - self.start) % self.increment:
+            raise UserError(
+                f"batch_ramp goes from {self.start} up by {self.increment} and never comes to global_batch"
+                f" {global_batch}: {global_batch} - start has to be a multiple of increment"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +161,8 @@ class Recipe:
     """Tokens in a sequence."""
     global_batch: int
     """Sequences in a step."""
+    batch_ramp: BatchRamp | None = None
+    """Left out, all steps take global_batch."""
     steps: int
     """Optimizer steps."""
     lr: float
@@ -122,10 +181,16 @@ class Recipe:
     """Of fp16 alone."""
     weight_decay: float = 0.1
     """AdamW's decoupled decay, of matrices alone: norms and biases have none."""
+    weight_decay_ramp: WeightDecayRamp | None = None
+    """Left out, weight_decay stays as it is."""
+    decay_embedding: bool = True
+    """false: the embedding, which may be the head too, has no decay either."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
     clip: float = 1.0
     """The gradient's global norm is cut down to this."""
+    apex: list[Literal["adamw", "rms_norm"]] = field(default_factory=list)
+    """What NVIDIA apex's fused kernels do; torch's do the rest."""
     seed: int = 1234
     """Decides the order of the data."""
     isolate_documents: bool = True
@@ -186,7 +251,11 @@ class Recipe:
             raise UserError(f"scalar_loss_mask is {self.scalar_loss_mask}, but has to be 0 or more")
         if not 0 <= self.schedule.min_lr <= self.lr:
             raise UserError(f"schedule.min_lr is {self.schedule.min_lr}, but has to be from 0 to lr, {self.lr}")
-        if not 0 <= self.schedule.warmup < math.inf:
-            raise UserError(f"schedule.warmup is {self.schedule.warmup}, but has to be 0 or more")
+        if self.schedule.decay > self.steps:
+            raise UserError(f"schedule.decay is {self.schedule.decay}, but there are only {self.steps} steps")
+        if self.batch_ramp:
+            self.batch_ramp.check(self.global_batch)
+        if "adamw" in self.apex and not self.master_weights:
+            raise UserError("apex: adamw keeps fp32 state, master_weights: false keeps bf16: leave one of them out")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas is {self.betas}, but has to be two numbers from 0 to below 1, as [0.9, 0.95]")

@@ -73,7 +73,7 @@ def steps(name: str, layout: Layout, groups):
         batch = batch_of(step, layout.dp, groups.at.dp)
         share = pipeline.forward_backward(batch, global_weight(batch.weights, groups))
         yield global_loss(share, groups), optimizer.reduce_and_clip()
-        optimizer.step(1e-2)
+        optimizer.step(1e-2, 0.1)
 
 
 def in_layout(names: list[str], **layout: Any) -> list[dict[str, list[float]]]:

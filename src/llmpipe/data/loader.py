@@ -1,14 +1,14 @@
 """Batches for the trainer, and the checks that a dataset fits a model.
 
-Step s takes samples s * global_batch … (s + 1) * global_batch - 1 of the blend, whatever the number of ranks: they are
-dealt to the data-parallel ranks in order, so any dp resumes exactly.
+Step s takes samples s * global_batch … (s + 1) * global_batch - 1 of the blend, or those that it is told, whatever the
+number of ranks: they are dealt to the data-parallel ranks in order, so any dp resumes exactly.
 
 B = micro_batch, T = seq_len, or less where chats are not packed; M = micro-batches of a rank in a step.
 With context parallelism each of cp ranks has its own B · T / cp tokens of a micro-batch as one row: B is 1 then.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,24 +94,29 @@ class Loader:
         pad_to: int | None = None,
         cp: int = 1,
         cp_rank: int = 0,
+        samples_of: Callable[[int], range] | None = None,
     ):
         """The cp ranks of a dp rank have the same sequences, each its own tokens of them.
+
+        `samples_of`: the samples of a step where not all steps take global_batch.
 
         `pad_to`: rows shorter than seq_len get a multiple of it, as many as the longest of their micro-batch needs.
 
         None fills them up to seq_len.
         """
         check_batch(global_batch, micro_batch, dp)
-        self.blend, self.seq_len, self.global_batch, self.micro_batch = blend, seq_len, global_batch, micro_batch
-        self.per_rank = global_batch // dp
-        self.first = dp_rank * self.per_rank
+        self.blend, self.seq_len, self.micro_batch = blend, seq_len, micro_batch
+        self.dp, self.dp_rank = dp, dp_rank
+        self.samples_of = samples_of or (lambda step: range(step * global_batch, (step + 1) * global_batch))
         self.cp, self.cp_rank = cp, cp_rank
         self.isolate_documents, self.pad_to = isolate_documents, pad_to or seq_len
 
     def step(self, step: int) -> Batch:
         """The batch of optimizer step `step`, counted from 0."""
-        start = step * self.global_batch + self.first
-        rows = [self._row(found) for found in self.blend.read(np.arange(start, start + self.per_rank))]
+        samples = self.samples_of(step)
+        each = len(samples) // self.dp
+        own = samples[self.dp_rank * each : (self.dp_rank + 1) * each]
+        rows = [self._row(found) for found in self.blend.read(np.arange(own.start, own.stop))]
         groups = [rows[first : first + self.micro_batch] for first in range(0, len(rows), self.micro_batch)]
         lengths = [self._length(group) for group in groups]
         cu_seqlens = _cu_seqlens([self._starts(*pair) for pair in zip(groups, lengths, strict=True)])
@@ -140,12 +145,12 @@ class Loader:
         return [*starts, len(rows) * length]
 
 
-def check_batch(global_batch: int, micro_batch: int, dp: int) -> None:
-    """UserError if a global batch does not deal out evenly."""
+def check_batch(global_batch: int, micro_batch: int, dp: int, key: str = "global_batch") -> None:
+    """UserError if a global batch, of this key of the recipe, does not deal out evenly."""
     if global_batch % (dp * micro_batch):
         raise UserError(
-            f"global_batch {global_batch} is not divisible by dp {dp} x micro_batch {micro_batch}"
-            f" = {dp * micro_batch}: change global_batch in the recipe, or dp or micro_batch in the layout"
+            f"{key} {global_batch} is not divisible by dp {dp} x micro_batch {micro_batch} = {dp * micro_batch}:"
+            f" change {key} in the recipe, or dp or micro_batch in the layout"
         )
 
 

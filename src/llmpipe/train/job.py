@@ -19,7 +19,7 @@ from llmpipe.yaml_file import build
 # skip_steps is gone on from (train/state.py). Other kernels round differently at most, as another layout does.
 CONTINUABLE = (
     "steps", "save_every", "save_minutes", "keep", "milestones", "skip_steps", "spike", "roll_back_after",
-    "check_replicas_every", "eval_every", "eval_batches", "recompute", "recompute_every", "compile",
+    "check_replicas_every", "eval_every", "eval_batches", "recompute", "recompute_every", "compile", "apex",
     "deterministic",
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from llmpipe.errors import UserError
 from llmpipe.model.dropout import micro_batch_seeds
 from llmpipe.parallel.groups import Groups
 from llmpipe.train import state
+from llmpipe.train.batches import Batches
 from llmpipe.train.determinism import use_deterministic_kernels
 from llmpipe.train.faults import ASKED, NOT_FINITE, OVERFLOW
 from llmpipe.train.job import Job
@@ -19,7 +20,7 @@ from llmpipe.train.metrics import Recorder, memory_bytes
 from llmpipe.train.publish import publish
 from llmpipe.train.replicas import check_replicas
 from llmpipe.train.saver import Saver
-from llmpipe.train.schedule import learning_rate
+from llmpipe.train.schedule import learning_rate, weight_decay
 from llmpipe.train.setup import Trainer, prepare
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def train(job: Job) -> bool:
     start = time.monotonic()
     finished = run_steps(trainer, first_step)
     if finished:
-        tokens = job.recipe.steps * job.recipe.global_batch * job.recipe.seq_len
+        tokens = Batches(job.recipe).total * job.recipe.seq_len
         summary = {"steps": job.recipe.steps, "tokens": tokens, "seconds": round(time.monotonic() - start, 3)}
         publish(job, trainer.model, trainer.model.shape, trainer.groups, summary)
     return finished
@@ -62,7 +63,7 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
         if skipped:
             optimizer.skip()
         else:
-            optimizer.step(lr)
+            optimizer.step(lr, weight_decay(recipe, done))
         done += 1
         memory, measured = most_memory(trainer.groups), trainer.tally.take()
         seconds = time.perf_counter() - start

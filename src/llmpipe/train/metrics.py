@@ -28,6 +28,7 @@ from llmpipe.families import FAMILIES, Shape, layer_of
 from llmpipe.files import write_text
 from llmpipe.parallel.groups import Groups
 from llmpipe.progress import Progress
+from llmpipe.train.batches import Batches
 from llmpipe.train.faults import ROLLED_BACK
 from llmpipe.train.job import Job
 from llmpipe.train.tally import perplexity
@@ -89,7 +90,7 @@ class Recorder:
     def __init__(self, job: Job, shape: Shape, groups: Groups, epoch_of: Callable[[int], float], first_step: int):
         """`epoch_of`: how often the data has been seen after so many samples."""
         recipe, self.world_size = job.recipe, job.layout.processes
-        self.global_batch, self.seq_len = recipe.global_batch, recipe.seq_len
+        self.batches, self.seq_len = Batches(recipe), recipe.seq_len
         self.epoch_of = epoch_of
         self.flops = {name: flops_per_token(shape, recipe.seq_len, name == "causal") for name in ("full", "causal")}
         self.peak = peak_flops(groups.device)
@@ -111,8 +112,8 @@ class Recorder:
         skipped_steps: int = 0,
     ) -> None:
         """One step's line; `measured`: accuracies, and what an evaluation found."""
-        samples = step * self.global_batch
-        rate = self.global_batch * self.seq_len / seconds
+        samples = self.batches.before(step)
+        rate = len(self.batches.of_step(step - 1)) * self.seq_len / seconds
         per_gpu = rate / self.world_size
         line = {
             "step": step,

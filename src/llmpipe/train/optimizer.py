@@ -13,6 +13,7 @@ from llmpipe.families import FAMILIES, Shape
 from llmpipe.parallel.data import drop_gathered, local, take_gradients
 from llmpipe.parallel.groups import Groups
 from llmpipe.recipe import Recipe
+from llmpipe.train.apex import fused_adamw
 from llmpipe.train.loss_scale import DynamicScale
 
 
@@ -24,22 +25,20 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, shape: Shape, recipe: Recipe, groups: Groups):
         self.model, self.shape, self.groups, self.max_norm = model, shape, groups, recipe.clip
-        self.fused = groups.device.type == "cuda"
         self.scale = DynamicScale(recipe.loss_scale if recipe.precision == "fp16" else None)
         self.skipped_steps = 0
         self.shards = {key: local(p.detach()) for key, p in model.named_parameters()}
         keeps_fp32 = recipe.master_weights or recipe.parameters == "fp32"
         dtype = torch.float32 if keeps_fp32 else torch.bfloat16
         self.parameters = {key: nn.Parameter(shard.to(dtype)) for key, shard in self.shards.items()}
-        decayed = [p for key, p in self.parameters.items() if len(FAMILIES[shape.family].row(key, shape).dims) > 1]
-        plain = [p for key, p in self.parameters.items() if len(FAMILIES[shape.family].row(key, shape).dims) == 1]
-        self.adamw = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=recipe.lr,
-            betas=(recipe.betas[0], recipe.betas[1]),
-            eps=recipe.eps,
-            fused=self.fused,
-        )
+        decayed = [p for key, p in self.parameters.items() if self._is_decayed(key, recipe)]
+        plain = [p for key, p in self.parameters.items() if not self._is_decayed(key, recipe)]
+        parts = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.adamw = _adamw(parts, recipe)
+
+    def _is_decayed(self, key: str, recipe: Recipe) -> bool:
+        is_matrix = len(FAMILIES[self.shape.family].row(key, self.shape).dims) > 1
+        return is_matrix and (recipe.decay_embedding or key != "embedding.weight")
 
     @torch.no_grad()
     def reduce_and_clip(self) -> float:
@@ -58,10 +57,11 @@ class Optimizer:
             parameter.grad.mul_(scale)
         return norm.item()
 
-    def step(self, lr: float) -> None:
-        """One AdamW step at this learning rate; the gradients are gone afterwards."""
+    def step(self, lr: float, weight_decay: float) -> None:
+        """One AdamW step at this rate, and decay of what has any; the gradients are gone afterwards."""
         for group in self.adamw.param_groups:
             group["lr"] = lr
+        self.adamw.param_groups[0]["weight_decay"] = weight_decay
         self.adamw.step()
         self.adamw.zero_grad()
         self.into_model()
@@ -89,6 +89,8 @@ class Optimizer:
         self.scale.load(counters["loss_scale"])
         for state in self.adamw.state.values():
             state["step"].fill_(step - self.skipped_steps)
+        for group in self.adamw.param_groups:
+            group["step"] = step - self.skipped_steps  # where apex's counts
         self.into_model()
 
     def copies(self, key: str) -> int:
@@ -156,3 +158,11 @@ class Optimizer:
             total += parameter.grad.square().sum() / (self.groups.layout.copies * self.copies(key) * tied)
         dist.all_reduce(total)
         return total.sqrt()
+
+
+def _adamw(parameters: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """torch's fused AdamW, or apex's."""
+    options: dict[str, Any] = {"lr": recipe.lr, "betas": (recipe.betas[0], recipe.betas[1]), "eps": recipe.eps}
+    if "adamw" in recipe.apex:
+        return fused_adamw()(parameters, **options)
+    return torch.optim.AdamW(parameters, fused=True, **options)

@@ -15,6 +15,9 @@ from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.model.rope import longest_text
 from llmpipe.parallel.schedules import check_micro_batches
+from llmpipe.recipe import Recipe
+from llmpipe.train.apex import check_apex
+from llmpipe.train.batches import Batches
 from llmpipe.train.job import Job
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,13 @@ def check_tokens(layout: Layout, seq_len: int) -> None:
         )
 
 
+def check_size(size: int, recipe: Recipe, layout: Layout) -> None:
+    """UserError if a step of so many sequences does not deal out to ranks and pipeline stages."""
+    key = "global_batch" if size == recipe.global_batch else "batch_ramp"
+    check_batch(size, layout.micro_batch, layout.dp, key)
+    check_micro_batches(layout, size, key)
+
+
 def check_halves(job: Job) -> None:
     """UserError for what a zero-bubble schedule, which runs a backward pass in two halves, would do twice or cannot."""
     if job.layout.pp > 1 and job.layout.pp_schedule == "zero-bubble":
@@ -61,8 +71,10 @@ def preflight(job: Job) -> None:
     check_halves(job)
     shape = open_source(Path(job.model)).shape
     shape.check_split(layout.tp, layout.stages)
-    check_batch(recipe.global_batch, layout.micro_batch, layout.dp)
-    num_micro_batches = check_micro_batches(layout, recipe.global_batch)
+    check_apex(recipe.apex, layout.device)
+    batches = Batches(recipe)
+    for size in batches.sizes:
+        check_size(size, recipe, layout)
     check_tokens(layout, recipe.seq_len)
     if recipe.seq_len > longest_text(shape):
         raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {longest_text(shape)} positions")
@@ -77,6 +89,8 @@ def preflight(job: Job) -> None:
     log.info(
         "%s steps of %s sequences x %s tokens = %s tokens;"
         " %s processes = tp %s x pp %s x cp %s x dp %s, each with %s micro-batches of %s",
-        recipe.steps, recipe.global_batch, recipe.seq_len, recipe.steps * recipe.global_batch * recipe.seq_len,
-        layout.processes, layout.tp, layout.pp, layout.cp, layout.dp, num_micro_batches, layout.micro_batch,
+        recipe.steps, " to ".join(str(size) for size in sorted({batches.sizes[0], batches.sizes[-1]})), recipe.seq_len,
+        batches.total * recipe.seq_len,
+        layout.processes, layout.tp, layout.pp, layout.cp, layout.dp,
+        batches.sizes[-1] // (layout.micro_batch * layout.dp), layout.micro_batch,
     )  # fmt: skip

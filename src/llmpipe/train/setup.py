@@ -20,6 +20,8 @@ from llmpipe.model.recompute import Recompute
 from llmpipe.parallel.data import distribute
 from llmpipe.parallel.groups import Groups, make_groups, rank_device
 from llmpipe.parallel.pipeline import Pipeline
+from llmpipe.train.apex import use_fused_rms_norm
+from llmpipe.train.batches import Batches
 from llmpipe.train.evaluation import Evaluation
 from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
@@ -58,6 +60,8 @@ def prepare(job: Job) -> Trainer:
             recompute=Recompute(recipe.recompute, recipe.recompute_every), cp=groups.cp, dropout=recipe.dropout,
         )  # fmt: skip
     model.to(DTYPES[recipe.parameters])
+    if "rms_norm" in recipe.apex:
+        use_fused_rms_norm(model)
     for stage in model:
         if recipe.compile:
             stage.compile_layers()
@@ -73,14 +77,14 @@ def prepare(job: Job) -> Trainer:
 
 def open_loader(job: Job, at: Coordinates) -> Loader:
     """A rank's batches of training data."""
-    recipe, layout = job.recipe, job.layout
+    recipe, layout, batches = job.recipe, job.layout, Batches(job.recipe)
     return Loader(
         Blend(
             {Path(prefix): weight for prefix, weight in job.data.items()},
             job.split,
             "train",
             recipe.seq_len,
-            recipe.steps * recipe.global_batch,
+            batches.total,
             recipe.seed,
             partial(open_samples, scalar_loss_mask=recipe.scalar_loss_mask, packing=recipe.packing),
         ),
@@ -91,6 +95,7 @@ def open_loader(job: Job, at: Coordinates) -> Loader:
         dp_rank=at.dp,
         cp=layout.cp,
         cp_rank=at.cp,
+        samples_of=batches.of_step,
         isolate_documents=recipe.isolate_documents,
         # Stages hand on tensors of one size, and layers are compiled for one; cp and tp ranks share a micro-batch's
         # tokens out evenly.

@@ -145,7 +145,7 @@ def _adam_state(optimizer: Optimizer, parameter: torch.nn.Parameter) -> dict[str
     """AdamW's state of a parameter, made as AdamW itself makes it when there is none yet."""
     state = optimizer.adamw.state[parameter]
     if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if optimizer.fused else "cpu")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         state["exp_avg"] = torch.zeros_like(parameter.data)
         state["exp_avg_sq"] = torch.zeros_like(parameter.data)
     return state
