@@ -59,7 +59,8 @@ class Decoder(nn.Module):
     def compile_layers(self) -> None:
         """Compile each layer by itself: what stands around it, FSDP2's gathering too, stays as it is."""
         for layer in self.layers.values():
-            layer.forward = torch.compile(layer.forward)
+            assert isinstance(layer, Layer)
+            layer.compile_forward()
 
     def forward(
         self,

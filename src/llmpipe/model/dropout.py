@@ -29,7 +29,8 @@ def drop(x: torch.Tensor, rate: float, key: Key | None) -> torch.Tensor:
     """x with a share of `rate` of it zeroed and the rest divided by 1 - rate; x itself at rate 0 or without a key."""
     if rate == 0 or key is None:
         return x
-    dropped: torch.Tensor = _dropped(x, rate, key)  # type: ignore[call-arg]
+    generator = torch.Generator(x.device).manual_seed(_number(key))
+    dropped = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(rate, generator=generator)
     return x.masked_fill(dropped, 0.0) / (1 - rate)
 
 
@@ -42,12 +43,6 @@ def seeded(key: Key, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(_number(key))
         yield
-
-
-@torch.compiler.disable
-def _dropped(x: torch.Tensor, rate: float, key: Key) -> torch.Tensor:
-    generator = torch.Generator(x.device).manual_seed(_number(key))
-    return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(rate, generator=generator)
 
 
 def _number(key: Key) -> int:

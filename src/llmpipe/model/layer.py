@@ -5,6 +5,7 @@ With tp > 1, between layers each rank holds N/tp tokens (sequence parallelism).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,6 @@ from llmpipe.model.rope import rotate
 from llmpipe.parallel.groups import TensorParallel
 from llmpipe.parallel.tensor import Weight, column_linears, row_linear
 from llmpipe.recipe import Dropout
-
-# In a compiled layer as it is: what follows from the documents' bounds would be compiled anew for each batch.
-_attend: Callable[..., torch.Tensor] = torch.compiler.disable(attend)  # type: ignore[assignment]
 
 
 class RMSNorm(Weight):
@@ -65,6 +63,7 @@ class Attention(nn.Module):
         super().__init__()
         self.tp, self.head_dim, self.window = tp, shape.head_dim, window
         self.dropout, self.recompute = dropout, recompute
+        self.attend: Callable[..., torch.Tensor] = attend
         num_local_heads = shape.num_heads // tp.size
         num_local_kv_heads = max(1, shape.num_kv_heads // tp.size)  # fewer KV heads than ranks: some hold the same head
         self.q = Weight(num_local_heads * self.head_dim, shape.hidden, bias=shape.qkv_bias)
@@ -93,7 +92,7 @@ class Attention(nn.Module):
         """(N, local heads · D) each → (N/tp, H)."""
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))  # (N, local heads, D)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        out = _attend(q, k, v, packed, self.window, self.dropout, key)  # (N, local heads, D)
+        out = self.attend(q, k, v, packed, self.window, self.dropout, key)  # (N, local heads, D)
         return row_linear(out.flatten(1), self.tp, self.o)  # (N/tp, H)
 
 
@@ -152,6 +151,15 @@ class Layer(nn.Module):
         self.attention = Attention(shape, tp, shape.window_of(layer), dropout.attention, recompute)
         self.mlp_norm = norm_of(shape) if shape.mlp_norm else None
         self.mlp = MLPS[family.mlp](shape, tp, recompute)
+        self.drop: Callable[..., torch.Tensor] = drop
+
+    def compile_forward(self) -> None:
+        """Compile it, but for what would be compiled anew for each batch's documents, and for masks."""
+        disable: Callable[..., Any] = torch.compiler.disable  # it imports the compiler: half a second
+        self.attention.attend = disable(attend)
+        if self.dropout:
+            self.drop = disable(drop)
+        self.forward = torch.compile(self.forward)
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, packed: Packed, key: Key | None = None
@@ -161,7 +169,7 @@ class Layer(nn.Module):
         attended = self.attention(normed, cos, sin, packed, key and (*key, "attention"))  # (N/tp, H)
         if self.parallel:
             added = self.mlp(self.mlp_norm(x) if self.mlp_norm else normed) + attended  # (N/tp, H)
-            return x + drop(added, self.dropout, key and (*key, "both"))
+            return x + self.drop(added, self.dropout, key and (*key, "both"))
         assert self.mlp_norm
-        x = x + drop(attended, self.dropout, key and (*key, "attended"))  # (N/tp, H)
-        return x + drop(self.mlp(self.mlp_norm(x)), self.dropout, key and (*key, "mlp"))  # (N/tp, H)
+        x = x + self.drop(attended, self.dropout, key and (*key, "attended"))  # (N/tp, H)
+        return x + self.drop(self.mlp(self.mlp_norm(x)), self.dropout, key and (*key, "mlp"))  # (N/tp, H)
