@@ -13,7 +13,7 @@ from llmpipe.layout import context_slices
 from llmpipe.parallel.groups import ONE_CONTEXT, ContextParallel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Where documents begin and end among N tokens: `cu_seqlens` (documents + 1,) int32, from 0 to N.
 
