@@ -127,3 +127,15 @@ def test_every_command_has_an_example() -> None:
     for name in COMMANDS:
         text = (PACKAGE / "cli" / f"{name}.py").read_text()
         assert re.search(rf"\\b\n    Example:\n      llmpipe {name} ", text), f"llmpipe {name} --help shows no example"
+
+
+def test_training_needs_no_tracking_no_tables_and_no_evaluation_harness() -> None:
+    """`llmpipe.train` imports where these libraries are not installed."""
+    names = sorted(path.stem for path in (PACKAGE / "train").glob("*.py") if not path.stem.startswith("__"))
+    loaded_after(
+        "import importlib, sys\n"
+        "for library in ('mlflow', 'pyarrow', 'datasets', 'lm_eval'):\n"
+        "    sys.modules[library] = None  # an import of it raises ModuleNotFoundError\n"
+        f"for name in {names}:\n"
+        "    importlib.import_module(f'llmpipe.train.{name}')\n"
+    )

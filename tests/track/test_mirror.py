@@ -12,6 +12,7 @@ from run_folders import make_model, make_run
 from llmpipe.errors import UserError
 from llmpipe.track import mirror
 from llmpipe.track.mirror import track
+from llmpipe.track.plot import plot_loss
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +161,11 @@ def test_where_an_sqlite_store_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert mirror.sqlite_file("sqlite:///mlflow.db") == tmp_path / "mlflow.db"
     assert mirror.sqlite_file("sqlite:////data/mlflow.db") == Path("/data/mlflow.db")
     assert mirror.sqlite_file("http://host:5000") is None
+
+
+def test_the_plot_shows_held_out_losses_and_bears_skipped_steps(tmp_path: Path) -> None:
+    curves = [{"step": 1, "loss": 5.0, "lr": 1e-3}, {"step": 2, "loss": None, "lr": 1e-3, "eval_loss": 4.5}]
+    plot_loss(curves, "title", tmp_path / "loss.svg")
+    assert "<!-- held-out loss -->" in (tmp_path / "loss.svg").read_text()
+    plot_loss(curves[:1], "title", tmp_path / "loss.svg")
+    assert "held-out" not in (tmp_path / "loss.svg").read_text()

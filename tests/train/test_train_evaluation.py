@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from jobs import RECIPE, assert_same_weights, losses, make_job, run_job
 from transformers import AutoModelForCausalLM
 
 from llmpipe.checkpoint.formats import open_source
+from llmpipe.cli import group
 from llmpipe.data.held_out import HeldOut
 from llmpipe.data.loader import Loader, heldout
 from llmpipe.data.sampling import Blend
+from llmpipe.errors import UserError
 from llmpipe.evaluate.perplexity import model_perplexity
 from llmpipe.families import FAMILIES
 from llmpipe.inference.forward import Engine
 from llmpipe.train.job import Job
+from llmpipe.train.preflight import preflight
 
 SPLIT = [80.0, 15.0, 5.0]
 RECIPE_64 = replace(RECIPE, seq_len=64, steps=4, eval_every=2)  # every document fits into a row
@@ -68,6 +72,20 @@ def test_equals_transformers_and_the_evaluate_command(single, checkpoint, datase
     assert lines[3]["eval_accuracy"] == pytest.approx(hits / count)
     ours = model_perplexity(Engine.open(job.run / "weights"), documents, 64)
     assert ours.tokens == count and lines[3]["eval_perplexity"] == pytest.approx(ours.value, rel=1e-6)
+
+
+def test_inspect_tells_of_the_last_evaluation(single) -> None:
+    job, lines = single
+    shown = CliRunner().invoke(group, ["inspect", str(job.run)]).output
+    loss, perplexity = lines[3]["eval_loss"], lines[3]["eval_perplexity"]
+    assert f"held out      loss {loss:.4f}, perplexity {perplexity:.3f} after step 4" in shown
+    assert f"accuracy      {lines[3]['accuracy']:.1%} of the last step's trained tokens" in shown
+
+
+def test_without_held_out_documents_it_is_refused(checkpoint, dataset, tmp_path) -> None:
+    job = replace(evaluated_job(checkpoint, dataset, tmp_path / "run"), split=[95.0, 0.0, 5.0])
+    with pytest.raises(UserError, match=r"the validation part of .* holds no tokens"):
+        preflight(job)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())

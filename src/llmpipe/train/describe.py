@@ -35,10 +35,20 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _progress(metrics: Path, steps: int) -> dict[str, str]:
-    """The last whole line of the metrics."""
-    lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")] if metrics.is_file() else []
+    """The last whole line of the metrics, and what the last evaluation found."""
+    text = metrics.read_text() if metrics.is_file() else ""
+    lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
     if not lines:
         return {"steps": f"0 of {steps}"}
-    last = json.loads(lines[-1])
+    last = lines[-1]
+    loss = "no loss" if last["loss"] is None else f"loss {last['loss']:.4f}"  # of a step that was passed over
     rate = f"{last['tokens_per_second']:,.0f} tokens/s"
-    return {"steps": f"{last['step']} of {steps}, {last['tokens']:,} tokens, loss {last['loss']:.4f}, {rate}"}
+    rows = {"steps": f"{last['step']} of {steps}, {last['tokens']:,} tokens, {loss}, {rate}"}
+    if last.get("accuracy") is not None:
+        rows["accuracy"] = f"{last['accuracy']:.1%} of the last step's trained tokens"
+    rows |= {"skipped": f"{last['skipped_steps']} steps"} if last.get("skipped_steps") else {}
+    evaluated = [line for line in lines if line.get("eval_loss") is not None]
+    if evaluated:
+        at = evaluated[-1]
+        rows["held out"] = f"loss {at['eval_loss']:.4f}, perplexity {at['eval_perplexity']:.3f} after step {at['step']}"
+    return rows

@@ -18,6 +18,7 @@ from llmpipe.parallel.schedules import check_micro_batches
 from llmpipe.recipe import Recipe
 from llmpipe.train.apex import check_apex
 from llmpipe.train.batches import Batches
+from llmpipe.train.evaluation import held_out_data
 from llmpipe.train.job import Job
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,10 @@ def preflight(job: Job) -> None:
     tokenizer = find_tokenizer(Path(job.model))
     for prefix in job.data:
         check_part(Path(prefix), job.split, "train", recipe.seq_len)
+    if recipe.eval_every:
+        data, split = held_out_data(job)
+        for prefix in data:
+            check_part(prefix, split, "validation", recipe.seq_len)
     for prefix in job.data | job.validation | job.test:
         manifest.check(Path(prefix))
         if tokenizer:
