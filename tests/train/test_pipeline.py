@@ -26,6 +26,7 @@ from llmpipe.parallel.groups import make_groups
 from llmpipe.parallel.pipeline import Pipeline
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.parallel.schedules import MANY_STAGES_EACH, ONE_STAGE_EACH, check_micro_batches, schedule_name, takes
+from llmpipe.recipe import BatchRamp
 from llmpipe.train.job import Job
 from llmpipe.train.preflight import preflight
 
@@ -119,6 +120,17 @@ def test_virtual_stages_go_on_in_another_layout(models, alone, dataset, tmp_path
     run_job(replace(first, exit_at_step=2))
     second = make_job(models["llama"], dataset, tmp_path / "run", PIPELINED, dp=2)
     assert_same_training(second, run_job(second), *alone["llama"])
+
+
+def test_batches_that_grow_go_through_a_pipeline(models, dataset, tmp_path) -> None:
+    """Another number of micro-batches is another schedule: 4, 4, 8, 12."""
+    recipe = replace(PIPELINED, batch_ramp=BatchRamp(start=8, increment=8, samples=32), eval_every=0)
+    reference = make_job(models["llama"], dataset, tmp_path / "alone", recipe)
+    job = make_job(models["llama"], dataset, tmp_path / "run", recipe, pp=2, vp=3)
+    preflight(job)
+    torch.testing.assert_close(losses(run_job(job)), losses(run_job(reference)), rtol=1e-5, atol=0)
+    with pytest.raises(UserError, match=r"1 micro-batches of 8, fewer than its 2 stages: batch_ramp 16 would work"):
+        preflight(replace(job, layout=replace(job.layout, micro_batch=8)))
 
 
 class Counted(TorchDispatchMode):

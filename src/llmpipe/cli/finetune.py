@@ -8,8 +8,6 @@ import click
 
 from llmpipe.cli import LOG_FILE, with_log
 
-SCHEDULES = ["1f1b", "interleaved", "gpipe", "zero-bubble"]
-
 
 @click.command("finetune")
 @click.argument("recipe", type=click.Path(path_type=Path))
@@ -23,7 +21,13 @@ SCHEDULES = ["1f1b", "interleaved", "gpipe", "zero-bubble"]
 @click.option("--pp", default=1, show_default=True, help="Pipeline stages.")
 @click.option("--pp-layers", metavar="N,N,...", help="Layers of each stage, where the split is uneven: 15,17.")
 @click.option("--vp", default=1, show_default=True, help="Virtual stages of each pipeline rank.")
-@click.option("--pp-schedule", type=click.Choice(SCHEDULES), default="1f1b", show_default=True, help="Order of passes.")
+@click.option(
+    "--pp-schedule",
+    type=click.Choice(["1f1b", "interleaved", "gpipe", "zero-bubble"]),
+    default="1f1b",
+    show_default=True,
+    help="The order of the stages' passes.",
+)
 @click.option("--cp", default=1, show_default=True, help="Context-parallel ranks.")
 @click.option("--dp", default=-1, show_default=True, help="Data-parallel ranks; -1: what is left over.")
 @click.option("--micro-batch", default=1, show_default=True, help="Sequences in one forward pass.")
