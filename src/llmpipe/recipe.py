@@ -209,7 +209,7 @@ class Recipe:
     compile: bool = False
     """Each layer is compiled by torch.compile."""
     deterministic: bool = False
-    """Kernels that give the same bits each time, where there are such; the log names those that do not."""
+    """Kernels that give the same bits each time; one that cannot ends the run, and is named."""
     save_every: int = 100
     """Steps between checkpoints."""
     save_minutes: float = 0.0

@@ -3,6 +3,8 @@
 import logging
 import math
 import time
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -10,10 +12,11 @@ import torch.distributed as dist
 
 from llmpipe.errors import UserError
 from llmpipe.model.dropout import micro_batch_seeds
+from llmpipe.parallel.compat import set_timeouts
 from llmpipe.parallel.groups import Groups
 from llmpipe.train import state
 from llmpipe.train.batches import Batches
-from llmpipe.train.determinism import use_deterministic_kernels
+from llmpipe.train.determinism import deterministic_kernels
 from llmpipe.train.faults import ASKED, NOT_FINITE, OVERFLOW
 from llmpipe.train.job import Job
 from llmpipe.train.metrics import Recorder, memory_bytes
@@ -28,9 +31,13 @@ log = logging.getLogger(__name__)
 
 def train(job: Job) -> bool:
     """Train the job to its end, or until it is asked to stop; True if it is finished and published."""
-    if job.recipe.deterministic:
-        use_deterministic_kernels()
+    with deterministic_kernels() if job.recipe.deterministic else nullcontext():
+        return _train(job)
+
+
+def _train(job: Job) -> bool:
     trainer = prepare(job)
+    set_timeouts(timedelta(minutes=job.timeout_minutes))
     first_step = state.resume(job, trainer.optimizer, trainer.watch)
     start = time.monotonic()
     finished = run_steps(trainer, first_step)
