@@ -30,6 +30,13 @@ from llmpipe.cli import LOG_FILE, with_log
 )
 @click.option("--cp", default=1, show_default=True, help="Context-parallel ranks.")
 @click.option("--dp", default=-1, show_default=True, help="Data-parallel ranks; -1: what is left over.")
+@click.option(
+    "--data-parallel",
+    type=click.Choice(["full", "optimizer", "plain", "hybrid"]),
+    default="full",
+    show_default=True,
+    help="What the dp x cp ranks share out: all; all but a step's weights; nothing; all inside each node.",
+)
 @click.option("--micro-batch", default=1, show_default=True, help="Sequences in one forward pass.")
 @click.option("--nodes", default=1, show_default=True)
 @click.option("--gpus-per-node", default=1, show_default=True, help="Processes on each node.")
