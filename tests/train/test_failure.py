@@ -5,17 +5,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
+from jobs import make_job
 
 from llmpipe import launch
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
+from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe
-from llmpipe.train import failure
+from llmpipe.train import failure, loop
 from llmpipe.train.job import Job
 
 
@@ -81,6 +86,24 @@ for _ in range(600):
     time.sleep(0.1)
 sys.exit("nobody asked")
 """
+
+
+def hang_in_step_2(job: Job) -> None:
+    original = loop.gradient
+
+    def hang(trainer: loop.Trainer, step: int) -> Any:
+        if step == 1 and dist.get_rank() == 3:
+            time.sleep(120)
+        return original(trainer, step)
+
+    loop.gradient = hang
+    loop.train(job)
+
+
+def test_one_that_hangs_is_given_up_in_every_group(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    job = replace(make_job(checkpoint, dataset, tmp_path / "run", pp=2, dp=2), timeout_minutes=0.05)
+    with pytest.raises(RuntimeError, match=r"rank [012] of 4 failed(.|\n)*([Tt]imed out|timeout)"):
+        run_ranks(hang_in_step_2, 4, job)
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Names of torch that are private or differ between 2.11 and 2.13; nowhere else in llmpipe."""
 
 import inspect
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
@@ -20,6 +22,12 @@ def engine_runs(node: Any) -> bool:
         return node is not None and torch._C._will_engine_execute_node(node)
     except RuntimeError:  # it says so of a leaf whose gradient torch.autograd.grad was asked for
         return True
+
+
+def set_timeouts(timeout: timedelta) -> None:
+    """How long an operation may take in each process group there is: but for the first, torch gives them 30 minutes."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timeout, group)
 
 
 class Piece(torch.Tensor):
