@@ -52,25 +52,37 @@ def losses(lines: list[dict]) -> torch.Tensor:
     return torch.tensor([line["loss"] for line in lines], dtype=torch.float64)
 
 
-def trained_by_transformers(checkpoint: Path, dataset: Path, lines: list[dict]) -> tuple[PreTrainedModel, torch.Tensor]:
-    """transformers' model after as many steps on the same batches at the same rates, and its losses."""
+def trained_by_transformers(
+    checkpoint: Path,
+    dataset: Path,
+    lines: list[dict],
+    sizes: list[int] | None = None,
+    decays: list[float] | None = None,
+    undecayed: str = "1-D",
+) -> tuple[PreTrainedModel, torch.Tensor]:
+    """transformers' model after as many steps on the same batches at the same rates, and its losses.
+
+    Steps take 8 samples, or `sizes`, and decay by 0.1, or `decays`, what is no vector and not called `undecayed`.
+    """
+    sizes, decays = sizes or [8] * len(lines), decays or [0.1] * len(lines)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    decayed = [p for p in model.parameters() if p.ndim == 2]
-    plain = [p for p in model.parameters() if p.ndim == 1]
+    decayed = [p for name, p in model.named_parameters() if p.ndim == 2 and undecayed not in name]
+    plain = [p for name, p in model.named_parameters() if p.ndim == 1 or undecayed in name]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
+        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
     )
-    blend = Blend({dataset: 1.0}, [90, 5, 5], "train", 32, len(lines) * 8, RECIPE.seed)
-    loader = Loader(blend, seq_len=32, global_batch=8, micro_batch=8, dp=1, dp_rank=0, isolate_documents=True)
+    blend = Blend({dataset: 1.0}, [90, 5, 5], "train", 32, sum(sizes), RECIPE.seed)
     expected = []
-    for step, line in enumerate(lines):
+    for step, (line, size) in enumerate(zip(lines, sizes, strict=True)):
         if line["skipped"]:
             expected.append(math.nan)
             continue
-        batch = loader.step(step)
+        samples = range(sum(sizes[:step]), sum(sizes[: step + 1]))
+        batch = Loader(blend, 32, size, size, dp=1, dp_rank=0, samples_of=lambda _, found=samples: found).step(0)
         loss = sum_over_documents(model, batch) / batch.weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["weight_decay"] = decays[step]
         for parameters in optimizer.param_groups:
             parameters["lr"] = line["lr"]
         optimizer.step()

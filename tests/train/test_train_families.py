@@ -102,16 +102,19 @@ def checkpoint_of(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"),
+    ("name", "num_steps", "layout"),
     [
-        ("falcon, 4 heads", {"dp": 2}),
-        ("qwen2", {"pp": 2, "pp_layers": [1, 2], "dp": 2}),
-        ("llama, heads wider than hidden", {"tp": 2, "pp": 2, "pp_layers": [2, 1]}),
+        ("falcon 7b", 20, {}),
+        ("mistral, window", 20, {}),
+        ("qwen3", 20, {}),
+        ("falcon, 4 heads", 5, {"dp": 2}),
+        ("qwen2", 5, {"pp": 2, "pp_layers": [1, 2], "dp": 2}),
+        ("llama, heads wider than hidden", 5, {"tp": 2, "pp": 2, "pp_layers": [2, 1]}),
     ],
 )
-def test_trains_as_transformers_with_torch_adamw(name, layout, dataset, tmp_path) -> None:
+def test_trains_as_transformers_with_torch_adamw(name, num_steps, layout, dataset, tmp_path) -> None:
     checkpoint = checkpoint_of(name, tmp_path / "model")
-    job = make_job(checkpoint, dataset, tmp_path / "run", replace(RECIPE, steps=5), **layout)
+    job = make_job(checkpoint, dataset, tmp_path / "run", replace(RECIPE, steps=num_steps), **layout)
     preflight(job)
     lines = run_job(job)
     model, expected = trained_by_transformers(checkpoint, dataset, lines)
