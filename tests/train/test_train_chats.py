@@ -105,6 +105,23 @@ def test_scalar_loss_mask_weights_what_is_not_the_assistants(chat_model, chats, 
     torch.testing.assert_close(losses(found), expected(chat_model, found, rest=0.3), rtol=1e-5, atol=0)
 
 
+def test_accuracies_of_a_step_are_those_of_transformers_choices(chat_model, chats, tmp_path) -> None:
+    """With all roles trained: of all labels, and of the assistant's alone."""
+    line = run_job(job(chat_model, chats, tmp_path / "run", recipe={"scalar_loss_mask": 1.0}, tp=2))[0]
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(chat_model / "tokenizer.model"))
+    network = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
+    hits, of_assistant = [], []
+    for question, answer in zip(QUESTIONS, ANSWERS, strict=True):
+        prompt = sp.encode(f"[INST] {question} [/INST]")
+        ids = torch.tensor([1, *sp.encode(f"[INST] {question} [/INST] {answer} "), 2])
+        with torch.no_grad():
+            hits.append(network(ids[None]).logits[0, :-1].argmax(-1) == ids[1:])
+        of_assistant.append(torch.arange(len(ids) - 1) >= len(prompt))
+    right, assistant = torch.cat(hits).double(), torch.cat(of_assistant)
+    assert line["accuracy"] == pytest.approx(float(right.mean()))
+    assert line["assistant_accuracy"] == pytest.approx(float(right[assistant].mean()))
+
+
 def test_chats_that_do_not_fit_are_refused_before_training(chat_model, chats, tmp_path) -> None:
     made = job(chat_model, chats, tmp_path / "run")
     preflight(made)
