@@ -178,7 +178,7 @@ def own_loop(settings: SimpleNamespace, turns: Turns) -> None:
     if settings.precision == "mixed":
         raise SystemExit("own_loop has no mixed precision: FSDP2 brings it to the engine")
     place = Path(settings.work) / "model", TensorParallel(), Stages(), 0
-    model = load_decoder(*place, DTYPES[settings.precision], torch.device(settings.device))
+    (model,) = load_decoder(*place, DTYPES[settings.precision], torch.device(settings.device))
     model.train().requires_grad_(True)
     cu_seqlens = torch.arange(settings.micro_batch + 1, dtype=torch.int32, device=settings.device) * settings.seq_len
     weights = torch.full([settings.micro_batch * settings.seq_len], 1 / (settings.micro_batch * settings.seq_len))
