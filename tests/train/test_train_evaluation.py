@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from llmpipe.checkpoint.formats import open_source
 from llmpipe.cli import group
 from llmpipe.data.held_out import HeldOut
 from llmpipe.data.loader import Loader, heldout
+from llmpipe.data.row import Row
 from llmpipe.data.sampling import Blend
 from llmpipe.errors import UserError
 from llmpipe.evaluate.perplexity import model_perplexity
@@ -126,15 +128,26 @@ def test_accuracy_of_a_step_is_transformers(single, checkpoint, dataset) -> None
 
 def test_a_limit_takes_whole_documents_in_every_epoch_of_rows_the_same(dataset) -> None:
     def rows(most: int) -> list[list[int]]:
-        return [row.tokens.tolist() for row in HeldOut({dataset: 1.0}, SPLIT, "validation", 64, most, seed=5).rows]
+        return [row.tokens.tolist() for row in rows_of(HeldOut({dataset: 1.0}, SPLIT, "validation", 64, most, seed=5))]
 
     assert len(rows(4)) == 4 and rows(4) == rows(4)
     documents = [document.tolist() for document in heldout(dataset, SPLIT, "validation", sys.maxsize)]
     predicted = sum(len(document) - 1 for document in documents)
-    held_out = HeldOut({dataset: 1.0}, SPLIT, "validation", 64, 0, seed=5)
-    assert sum(int(row.weights.sum()) for row in held_out.rows) == predicted
-    found = sorted(tuple(row.labels[start:end]) for row in held_out.rows for start, end in spans(row))
+    found_rows = rows_of(HeldOut({dataset: 1.0}, SPLIT, "validation", 64, 0, seed=5))
+    assert sum(int(row.weights.sum()) for row in found_rows) == predicted
+    found = sorted(tuple(row.labels[start:end]) for row in found_rows for start, end in spans(row))
     assert found == sorted(tuple(document[1:]) for document in documents if len(document) > 1)
+
+
+def test_long_texts_are_cut_into_pieces_that_predict_each_token_once(dataset) -> None:
+    found_rows = rows_of(HeldOut({dataset: 1.0}, SPLIT, "validation", 7, 0, seed=5))
+    pieces = [document.tolist() for document in heldout(dataset, SPLIT, "validation", 7)]
+    found = sorted(tuple(row.labels[start:end]) for row in found_rows for start, end in spans(row))
+    assert found == sorted(tuple(piece[1:]) for piece in pieces if len(piece) > 1)
+
+
+def rows_of(held_out: HeldOut) -> list[Row]:
+    return held_out.read(np.arange(len(held_out)))
 
 
 def spans(row) -> list[tuple[int, int]]:
