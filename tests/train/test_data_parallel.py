@@ -1,5 +1,6 @@
 """The kinds of data parallelism: each trains as one process, goes on to the bit, and talks as seldom as it should."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -146,6 +147,25 @@ def test_what_all_ranks_hold_between_steps(layout, each, checkpoint, dataset, tm
     job = make_job(checkpoint, dataset, tmp_path / "run", replace(SHORT, precision="bf16"), micro_batch=1, **layout)
     held = sum(run_ranks(held_between_steps, job.layout.processes, job))
     assert held == pytest.approx(each * num_parameters, rel=1e-3)  # FSDP2 pads 203 rows to 204
+
+
+def loss_of_zeros(job: Job) -> float:
+    """The mean loss of a micro-batch once all weights are 0, after a forward pass with others."""
+    trainer = prepare(job)
+    *inputs, weights = next(iter(trainer.loader.step(0).micro_batches()))
+    with torch.no_grad():
+        trainer.model[0](*inputs, weights)
+        for parameter in trainer.optimizer.parameters.values():
+            parameter.zero_()
+        trainer.optimizer.into_model()
+        return float(trainer.model[0](*inputs, weights) / weights.sum())
+
+
+@pytest.mark.parametrize("layout", [{"dp": 2}, *KINDS.values()], ids=["full", *KINDS])
+def test_no_kind_computes_with_weights_of_before(layout, checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", replace(SHORT, precision="bf16"), micro_batch=1, **layout)
+    for loss in run_ranks(loss_of_zeros, job.layout.processes, job):
+        assert loss == pytest.approx(math.log(203), rel=1e-5)  # all tokens of the vocabulary are as likely
 
 
 class Collectives(TorchDispatchMode):

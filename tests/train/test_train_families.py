@@ -33,6 +33,7 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "tp4, more ranks than KV heads": (KV_COPIES, {"tp": 4}),
     "dp2": (SPLIT + WHOLE, {"dp": 2}),
     "pp2, uneven": (SPLIT + WHOLE, {"pp": 2, "pp_layers": [1, 2]}),
+    "pp2-dp2, uneven, plain": (["qwen2"], {"pp": 2, "dp": 2, "pp_layers": [1, 2], "data_parallel": "plain"}),
     "pp3": (["qwen2", "falcon, 4 heads"], {"pp": 3}),
     "tp2-pp2-dp2, uneven": (["qwen2", "qwen3, biases", "falcon 40b"], {"tp": 2, "pp": 2, "dp": 2, "pp_layers": [2, 1]}),
 }
