@@ -25,6 +25,7 @@ def test_compiled_layers_train_as_others_do(
 ) -> None:
     """By torch's graphs without its C++: that takes half a minute for each, and is torch's own."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # torch makes it all the same
     recipe = replace(RECIPE, steps=3, **changes)
     eager = losses(run_job(make_job(checkpoint, dataset, tmp_path / "eager", recipe, **layout)))
     compiled = replace(recipe, compile=True)
