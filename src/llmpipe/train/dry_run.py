@@ -69,8 +69,8 @@ def _memory(job: Job, shape: Shape) -> str:
     for rank in range(layout.pp):
         need = estimate(shape, job.recipe, layout, rank, num_micro_batches)
         parts = need.parameters, need.gradients, need.optimizer, need.activations
-        numbers = " + ".join(f"{part / GIB:.2f}" for part in parts)
-        lines.append(f"  pipeline rank {rank}: {numbers} = {need.total / GIB:.2f}")
+        numbers = " + ".join(f"{part / GIB:.3g}" for part in parts)
+        lines.append(f"  pipeline rank {rank}: {numbers} = {need.total / GIB:.3g}")
     return "\n".join(lines)
 
 

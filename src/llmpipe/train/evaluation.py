@@ -64,7 +64,8 @@ class Evaluation:
         dist.all_reduce(sums)  # tp ranks all have the same, which leaves the mean as it is
         mean = float(sums[0] / sums[1])
         found = {"loss": mean if math.isfinite(mean) else None, "perplexity": perplexity(mean), **self.tally.take()}
-        return {f"eval_{key}": value for key, value in (found | {"seconds": time.perf_counter() - start}).items()}
+        found["seconds"] = round(time.perf_counter() - start, 6)
+        return {f"eval_{key}": value for key, value in found.items()}
 
     def _loss(
         self,
