@@ -1,6 +1,7 @@
 # make demo   a tiny Llama from Meta weights to an exported model, on the CPU
 # make test   the test suite
 # make lint   the linters
+# make drill  the long drills: ranks killed, stopped, without room; takes an hour on few cores
 # make sanitize   the compiled helpers' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # Each sets itself up first, in .venv. Useful variables:
 #   make demo PYTHON=python3.12              another Python, 3.11 or later
@@ -12,7 +13,7 @@ CORES ?= all
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint sanitize setup
+.PHONY: demo test lint drill sanitize setup
 
 BIN := $(CURDIR)/.venv/bin
 # Threads that wait give their core away: on a busy machine spinning makes small models several times slower.
@@ -63,6 +64,10 @@ lint: $(LINTERS)
 	$(BIN)/snakefmt --check workflow demo
 	$(BIN)/python .ci/lint_workflow.py .
 	$(BIN)/python .ci/lint_workflow.py demo
+
+drill: $(INSTALLED)
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(BIN)/python benchmarks/rank_drill.py "$$folder/ranks" --more
 
 sanitize: $(INSTALLED)
 	.ci/sanitize

@@ -1,6 +1,7 @@
 """How ranks meet by a store, and what is said of one that does not come, or stops answering."""
 
 import os
+import signal
 import socket
 import time
 from datetime import timedelta
@@ -29,7 +30,7 @@ def run_rank(rank: int, port: int, seconds: float, ends: str, sender: Connection
         store = meeting.meet("gloo", timedelta(minutes=1), timedelta(seconds=seconds))
         said = f"{dist.get_rank()} of {dist.get_world_size()}"
         if ends == "hangs":
-            time.sleep(30)
+            os.kill(os.getpid(), signal.SIGSTOP)
         if ends == "fails":
             said = meeting.silent(store)
     except UserError as error:
@@ -77,7 +78,8 @@ def test_without_rank_0_nobody_waits_for_ever() -> None:
     assert "rank 2 does not reach rank 0 at 127.0.0.1:" in ranks(2, {2: ""})[0]
 
 
-def test_who_hangs_is_named_by_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("hangs", "named"), [(1, "rank 1 on node 0 ({host})"), (0, "rank 0 on node 0")])
+def test_who_hangs_is_named_by_those_that_fail(hangs: int, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "FAILURE_SECONDS", 1.0)
-    said = ranks(60, {0: "fails", 1: "hangs", 2: "fails", 3: "fails"})
-    assert said == [f"rank 1 on node 0 ({socket.gethostname()})"] * 3
+    said = ranks(60, {rank: "hangs" if rank == hangs else "fails" for rank in range(4)})
+    assert said == [named.format(host=socket.gethostname())] * 3

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from datetime import timedelta
+from threading import Thread
 
 import torch
 import torch.distributed as dist
@@ -88,12 +89,19 @@ def _places(store: Store, ranks: list[int], world_size: int) -> str:
 
 def silent(store: Store) -> str:
     """When this rank has failed: the ranks that do not say so too, by node; they hang, or are dead. "" if all do."""
+    said: list[str] = []
+    asking = Thread(target=lambda: said.append(_not_failed(store)), daemon=True)
+    asking.start()
+    asking.join(3 * FAILURE_SECONDS)
+    return said[0] if said else "rank 0 on node 0"  # which serves the store: one that hangs answers nothing, for ever
+
+
+def _not_failed(store: Store) -> str:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store.set_timeout(timedelta(seconds=FAILURE_SECONDS))
     try:
         store.set(f"failed/{rank}", "")
         time.sleep(FAILURE_SECONDS)
         ranks = [other for other in range(world_size) if not store.check([f"failed/{other}"])]
         return _places(store, ranks, world_size) if ranks else ""
-    except (dist.DistError, RuntimeError):
+    except RuntimeError:
         return "rank 0 on node 0"

@@ -48,7 +48,8 @@ def main() -> None:
     except Exception as error:
         log.exception("rank %s failed", os.environ["RANK"])
         _tell(job, store, error)
-        sys.exit(1)
+        logging.shutdown()
+        os._exit(1)  # without asking groups and threads to end, which may wait for a rank that hangs
 
 
 def _tell(job: Job, store: Store | None, error: Exception) -> None:
