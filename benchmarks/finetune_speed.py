@@ -157,7 +157,8 @@ def compare(options: argparse.Namespace) -> None:
 def scaling(options: argparse.Namespace) -> None:
     """The table of the engine alone."""
     base = {"layers": options.layers, "seq": options.seq, "layout": {}}
-    rows = [{}, *({"seq": seq} for seq in (128, 256, 1024, 2048)), *({"layers": layers} for layers in (2, 4, 16))]
+    rows = [{}, *({"seq": options.seq * n // 4} for n in (1, 2, 8, 16))]
+    rows += [{"layers": options.layers * n // 4} for n in (1, 2, 8)]
     rows += [{"layout": {name: 2}} for name in ("dp", "tp", "pp", "cp")]
     rows += [{"layout": {"tp": 2, "dp": 2}}, {"layout": {"tp": 2, "pp": 2}}]
     print("| seq | layers | ranks | CPU s a step, all ranks | tokens a CPU s | MB resident, fullest rank |")
