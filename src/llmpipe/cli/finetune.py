@@ -9,6 +9,9 @@ import click
 from llmpipe.cli import LOG_FILE, with_log
 
 
+_COUNT, _MINUTES, _POSITIVE = click.IntRange(min=0), click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
+
+
 @click.command("finetune")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="Rank files, or a checkpoint.")
@@ -46,10 +49,14 @@ from llmpipe.cli import LOG_FILE, with_log
 @click.option("--master", help="Without a scheduler: HOST:PORT of node 0.")
 @click.option("--threads", type=int, help="CPU threads of this node for all its ranks; default: all it may use.")
 @click.option("--wait", default=600.0, show_default=True, help="Seconds to wait for another trainer of this run.")
-@click.option("--exit-at-step", default=0, help="Save and leave after this step, exit status 75.")
-@click.option("--exit-after-minutes", default=0.0, help="Save and leave after these minutes, exit status 75.")
-@click.option("--timeout-minutes", default=10.0, show_default=True, help="How long ranks wait for one that hangs.")
-@click.option("--restarts", default=3, show_default=True, help="How often failed ranks are started again in place.")
+@click.option("--exit-at-step", type=_COUNT, default=0, help="Save and leave after this step, exit status 75.")
+@click.option("--exit-after-minutes", type=_MINUTES, default=0.0, help="Save and leave after these, exit status 75.")
+@click.option(
+    "--timeout-minutes", type=_POSITIVE, default=10.0, show_default=True, help="How long ranks wait for one that hangs."
+)
+@click.option(
+    "--restarts", type=_COUNT, default=3, show_default=True, help="How often failed ranks are started again in place."
+)
 @click.option("--all-ranks", is_flag=True, help="Each rank writes the seconds and memory of its steps, in RUN/ranks.")
 @click.option("--profile-steps", metavar="N[-N]", help="Trace these steps on each rank, in RUN/profile, for Perfetto.")
 @click.option("--dry-run", is_flag=True, help="Check everything, tell layout, memory and first batch, start nothing.")
