@@ -8,7 +8,6 @@ import click
 
 from llmpipe.cli import LOG_FILE, with_log
 
-
 _COUNT, _MINUTES, _POSITIVE = click.IntRange(min=0), click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
 
 
