@@ -5,6 +5,7 @@ A vector is a matrix of one row.
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,9 +90,9 @@ class OpenFiles:
         """(files,) int64."""
         return np.array(self._descriptors, dtype=np.int64)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when Python ends, `os` may be gone already
         for descriptor in self._descriptors:
-            os.close(descriptor)
+            close(descriptor)
 
 
 class FileSource:
