@@ -35,6 +35,8 @@ def run_rank(rank: int, port: int, seconds: float, ends: str, sender: Connection
             said = meeting.silent(store)
     except UserError as error:
         said = str(error)
+    except Exception as error:
+        said = repr(error)
     sender.send(said)
     time.sleep(1)  # rank 0 serves the store
     os._exit(0)
@@ -48,8 +50,9 @@ def ranks(seconds: float, ends: dict[int, str]) -> list[str]:
         context.Process(target=run_rank, args=(rank, port, seconds, ends[rank], pipes[rank][1]), daemon=True)
         for rank in ends
     ]
-    for process in started:
+    for rank, process in zip(ends, started, strict=True):
         process.start()
+        pipes[rank][1].close()  # so that a rank that dies without a word is not waited for
     try:
         return [pipes[rank][0].recv() for rank, end in ends.items() if end != "hangs"]
     finally:

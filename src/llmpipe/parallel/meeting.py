@@ -7,6 +7,7 @@ process group and sum up once. What is waited for is short, and who is missing i
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import timedelta
 from threading import Thread
 
@@ -71,8 +72,19 @@ def _call_roll(store: Store, rank: int, world_size: int, answer: timedelta) -> N
         else:
             store.set("roll", "")
     store.wait(["roll"], answer + timedelta(seconds=10))
-    if missing := store.get("roll").decode():
+    missing = store.get("roll").decode()
+    store.set(f"heard/{rank}", "")
+    if missing:
+        if rank == 0:
+            _wait_until_heard(store, world_size)
         raise UserError(f"{missing}: look at its log, its GPU and its network, or leave that node out")
+
+
+def _wait_until_heard(store: Store, world_size: int) -> None:
+    """Rank 0 serves the store: it does not leave before those that answered know why."""
+    there = [other for other in range(world_size) if store.check([f"here/{other}"])]
+    with suppress(dist.DistStoreError):
+        store.wait([f"heard/{other}" for other in there], timedelta(seconds=10))
 
 
 def _places(store: Store, ranks: list[int], world_size: int) -> str:

@@ -19,7 +19,7 @@ from llmpipe.train.batches import Batches
 from llmpipe.train.determinism import deterministic_kernels
 from llmpipe.train.faults import ASKED, NOT_FINITE, OVERFLOW
 from llmpipe.train.job import Job
-from llmpipe.train.metrics import Recorder, memory_bytes
+from llmpipe.train.metrics import Recorder, Step, memory_bytes
 from llmpipe.train.publish import publish
 from llmpipe.train.replicas import check_replicas
 from llmpipe.train.saver import Saver
@@ -49,56 +49,54 @@ def _train(job: Job) -> bool:
 
 
 def run_steps(trainer: Trainer, first_step: int) -> bool:
-    """The loop: gradient, step, log, save; False when RUN/stop or exit_at_step ended it early."""
-    job, recipe = trainer.job, trainer.job.recipe
-    optimizer, scale, watch = trainer.optimizer, trainer.optimizer.scale, trainer.watch
-    metrics = None
-    if dist.get_rank() == 0:
-        metrics = Recorder(job, trainer.model.shape, trainer.groups, trainer.loader.blend.epoch, first_step)
-    saver, observer = Saver(job, optimizer, watch), trainer.observer
+    """The loop: step, evaluate, tell, save; False when RUN/stop or exit_at_step ended it early."""
+    job, recipe, observer = trainer.job, trainer.job.recipe, trainer.observer
+    metrics = Recorder(job, trainer.model.shape, trainer.groups, trainer.loader.blend.epoch, first_step)
+    saver = Saver(job, trainer.optimizer, trainer.watch)
     observer.resume(first_step)
-    done, end = first_step, min(recipe.steps, job.exit_at_step or recipe.steps)
-    while done < end:
+    done, end, stop = first_step, min(recipe.steps, job.exit_at_step or recipe.steps), False
+    while done < end and not stop:
         observer.begin(done + 1)
-        start, loss_scale = time.perf_counter(), scale.value
-        lr = learning_rate(recipe, done)
-        loss, grad_norm, skipped = math.nan, math.nan, ASKED
-        if done + 1 not in recipe.skip_steps:
-            loss, grad_norm = gradient(trainer, done)
-            skipped = watch.judge(done + 1, loss, grad_norm, scale.can_shrink)
-            scale.update(skipped not in (OVERFLOW, NOT_FINITE))
-        if skipped:
-            optimizer.skip()
-        else:
-            optimizer.step(lr, weight_decay(recipe, done))
+        told = take_step(trainer, done)
         done += 1
-        memory, measured = most_memory(trainer.groups), trainer.tally.take()
-        seconds = time.perf_counter() - start
-        observer.lap("optimizer")
         if trainer.evaluation and is_due(recipe.eval_every, done):
-            measured |= trainer.evaluation.run(trainer.model)
+            told.measured.update(trainer.evaluation.run(trainer.model))
             observer.lap("evaluate")
-        if metrics:
-            counters = loss_scale, skipped, optimizer.skipped_steps
-            metrics.add(done, loss, measured, lr, grad_norm, memory, seconds, *counters)
-        if watch.has_to_go_back:
+        metrics.add(told)
+        if trainer.watch.has_to_go_back:
             go_back(trainer, done, saver, metrics)
         if is_due(recipe.check_replicas_every, done):
-            check_replicas(optimizer, done)
+            check_replicas(trainer.optimizer, done)
         stop, save = orders(job, saver.minutes)
         if stop or save or done == end or is_due(recipe.save_every, done) or is_due(recipe.milestones, done):
             saver.save(done)
         observer.lap("save")
         observer.end(done)
-        if stop:
-            break
     observer.close()
     saver.wait()
-    if metrics:
-        metrics.close()
+    metrics.close()
     if done < recipe.steps:
         log.info("stopped as asked after step %s: a rerun goes on from step %s", done, saver.saved or first_step)
     return done == recipe.steps
+
+
+def take_step(trainer: Trainer, step: int) -> Step:
+    """Gradient and optimizer, or neither where the step is skipped."""
+    recipe, optimizer, scale = trainer.job.recipe, trainer.optimizer, trainer.optimizer.scale
+    start, lr, loss_scale = time.perf_counter(), learning_rate(recipe, step), scale.value
+    loss, grad_norm, skipped = math.nan, math.nan, ASKED
+    if step + 1 not in recipe.skip_steps:
+        loss, grad_norm = gradient(trainer, step)
+        skipped = trainer.watch.judge(step + 1, loss, grad_norm, scale.can_shrink)
+        scale.update(skipped not in (OVERFLOW, NOT_FINITE))
+    if skipped:
+        optimizer.skip()
+    else:
+        optimizer.step(lr, weight_decay(recipe, step))
+    memory, measured = most_memory(trainer.groups), trainer.tally.take()
+    seconds = time.perf_counter() - start
+    trainer.observer.lap("optimizer")
+    return Step(step + 1, loss, grad_norm, lr, loss_scale, skipped, optimizer.skipped_steps, measured, memory, seconds)
 
 
 def gradient(trainer: Trainer, step: int) -> tuple[float, float]:
@@ -116,7 +114,7 @@ def gradient(trainer: Trainer, step: int) -> tuple[float, float]:
     return loss, grad_norm
 
 
-def go_back(trainer: Trainer, step: int, saver: Saver, metrics: Recorder | None) -> None:
+def go_back(trainer: Trainer, step: int, saver: Saver, metrics: Recorder) -> None:
     """Take over the last checkpoint before the bad steps, and pass over all samples since it; UserError without one."""
     job, optimizer, watch = trainer.job, trainer.optimizer, trainer.watch
     saver.wait()
@@ -128,8 +126,7 @@ def go_back(trainer: Trainer, step: int, saver: Saver, metrics: Recorder | None)
     back = state.load(directory, optimizer, watch)
     optimizer.skipped_steps += step - back
     watch.goes_back()
-    if metrics:
-        metrics.pass_over(back)
+    metrics.pass_over(back)
     log.warning("%s: went back to step %s, whose samples up to step %s are passed over", what, back, step)
 
 

@@ -20,9 +20,12 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from llmpipe.families import FAMILIES, Shape, layer_of
 from llmpipe.files import write_text
@@ -84,11 +87,35 @@ def memory_bytes(device: torch.device) -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step was like."""
+
+    number: int
+    loss: float
+    grad_norm: float
+    """Before clipping; NaN, as the loss, where it was not computed."""
+    lr: float
+    loss_scale: float
+    skipped: str | None
+    """Why it was not taken."""
+    skipped_steps: int
+    """So far."""
+    measured: dict[str, float | None]
+    """Accuracies, and what an evaluation found."""
+    memory: int
+    """Bytes."""
+    seconds: float
+
+
 class Recorder:
-    """Rank 0's metrics: the file, the bar, a line in the log now and then."""
+    """The metrics: the file, the bar, a line in the log now and then; rank 0's, the others' does nothing."""
 
     def __init__(self, job: Job, shape: Shape, groups: Groups, epoch_of: Callable[[int], float], first_step: int):
         """`epoch_of`: how often the data has been seen after so many samples."""
+        self.is_lead = dist.get_rank() == 0
+        if not self.is_lead:
+            return
         recipe, self.world_size = job.recipe, job.layout.processes
         self.batches, self.seq_len = Batches(recipe), recipe.seq_len
         self.epoch_of = epoch_of
@@ -98,47 +125,40 @@ class Recorder:
         self.bar = Progress("finetune", recipe.steps, "steps")
         self.bar.add(first_step)
 
-    def add(
-        self,
-        step: int,
-        loss: float,
-        measured: dict[str, float | None],
-        lr: float,
-        grad_norm: float,
-        memory: int,
-        seconds: float,
-        loss_scale: float = 1.0,
-        skipped: str | None = None,
-        skipped_steps: int = 0,
-    ) -> None:
-        """One step's line; `measured`: accuracies, and what an evaluation found."""
-        samples = self.batches.before(step)
-        rate = len(self.batches.of_step(step - 1)) * self.seq_len / seconds
-        per_gpu = rate / self.world_size
-        line = {
-            "step": step,
-            "loss": loss if math.isfinite(loss) else None,
-            "perplexity": perplexity(loss),
-            **measured,
-            "lr": lr,
-            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-            "loss_scale": loss_scale,
-            "skipped": skipped,
-            "skipped_steps": skipped_steps,
+    def add(self, step: Step) -> None:
+        """One step's line."""
+        if not self.is_lead:
+            return
+        rate = len(self.batches.of_step(step.number - 1)) * self.seq_len / step.seconds
+        with self.live.open("a") as file:
+            file.write(json.dumps(self._line(step, rate)) + "\n")
+        self.bar.add(1, f"loss {step.loss:.4f}, {rate:,.0f} tokens/s")
+
+    def _line(self, step: Step, rate: float) -> dict[str, Any]:
+        samples, per_gpu = self.batches.before(step.number), rate / self.world_size
+        return {
+            "step": step.number,
+            "loss": step.loss if math.isfinite(step.loss) else None,
+            "perplexity": perplexity(step.loss),
+            **step.measured,
+            "lr": step.lr,
+            "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
+            "loss_scale": step.loss_scale,
+            "skipped": step.skipped,
+            "skipped_steps": step.skipped_steps,
             "tokens": samples * self.seq_len,
             "epoch": round(self.epoch_of(samples), 4),
             "tokens_per_second": round(rate, 1),
             "tokens_per_second_per_gpu": round(per_gpu, 1),
             **{f"mfu_{name}": round(per_gpu * each / self.peak, 4) for name, each in self.flops.items()},
-            "memory_bytes": memory,
-            "seconds": round(seconds, 6),
+            "memory_bytes": step.memory,
+            "seconds": round(step.seconds, 6),
         }
-        with self.live.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.bar.add(1, f"loss {loss:.4f}, {rate:,.0f} tokens/s")
 
     def pass_over(self, step: int) -> None:
         """The weights are those after `step` again: the steps since then are skipped, whatever they were."""
+        if not self.is_lead:
+            return
         lines = [json.loads(line) for line in self.live.read_text().splitlines()]
         skipped_steps = lines[step - 1]["skipped_steps"]
         for line in lines[step:]:
@@ -147,4 +167,5 @@ class Recorder:
         write_text(self.live, "".join(json.dumps(line) + "\n" for line in lines))
 
     def close(self) -> None:
-        self.bar.close()
+        if self.is_lead:
+            self.bar.close()
