@@ -174,4 +174,4 @@ def test_the_commands_of_docs_work(page: Path, demo: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
     for block in blocks:
         succeeded(block, demo)
-    assert blocks or page.stem in ("design", "differences", "formats", "layouts", "recipes", "slurm")  # pages of reference
+    assert blocks or page.stem in ("design", "differences", "formats", "layouts", "recipes", "slurm")
