@@ -15,14 +15,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from layout_parity import make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmpipe.checkpoint import manifest
-from llmpipe.data.indexed import Writer
 from llmpipe.layout import Layout
 from llmpipe.parallel.data import local
 from llmpipe.parallel.processes import run_ranks
@@ -30,7 +27,8 @@ from llmpipe.recipe import Recipe
 from llmpipe.train.job import Job
 from llmpipe.train.setup import Trainer, prepare
 
-VOCAB, BUCKET = 1021, 128 << 20
+BUCKET = 128 << 20
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 4}
 KINDS: dict[str, dict[str, Any]] = {
     "full, 4 ranks": {"dp": 4},
     "optimizer, 4 ranks": {"dp": 4, "data_parallel": "optimizer"},
@@ -100,26 +98,10 @@ def formula(job: Job, parameters: int, layer: int, rest: int) -> float:
     return 12 * parameters / layout.shards + summed + compute * rest + (3 * compute + gradient) * layer
 
 
-def make_inputs(folder: Path) -> tuple[Path, Path]:
-    """A random model of eight layers, and documents of 5 to 60 tokens."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    manifest.write(folder / "model", "checkpoint", {})
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(5, 60, 200).astype(np.int32)
-    with Writer(folder / "data", np.dtype(np.uint16)) as writer:
-        writer.add(rng.zipf(1.3, sizes.sum()) % VOCAB, sizes)
-    return folder / "model", folder / "data"
-
-
 def main() -> None:
     print("| kind | precision | micro-batches | measured | formula |\n|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as name:
-        model, data = make_inputs(Path(name))
+        model, data = make_inputs(Path(name), documents=200, **SIZES)
         for kind, given in KINDS.items():
             layout = Layout(device="cpu", **given)
             ranks = layout.dp * layout.pp

@@ -44,19 +44,18 @@ LAYOUTS = {
 }
 
 
-def make_inputs(folder: Path) -> tuple[Path, Path]:
-    """A random grouped-query model, and documents of 5 to 60 tokens."""
+def make_inputs(folder: Path, documents: int = 1000, **sizes: int) -> tuple[Path, Path]:
+    """A random model, grouped-query unless `sizes`, of LlamaConfig, say otherwise; documents of 5 to 60 tokens."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+    given = sizes or {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 8,
+                      "num_key_value_heads": 2}  # fmt: skip
+    config = LlamaConfig(vocab_size=VOCAB, max_position_embeddings=64, **given)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     manifest.write(folder / "model", "checkpoint", {})
     rng = np.random.default_rng(0)
-    sizes = rng.integers(5, 60, 1000).astype(np.int32)
+    lengths = rng.integers(5, 60, documents).astype(np.int32)
     with Writer(folder / "data", np.dtype(np.uint16)) as writer:
-        writer.add(rng.zipf(1.3, sizes.sum()) % VOCAB, sizes)
+        writer.add(rng.zipf(1.3, lengths.sum()) % VOCAB, lengths)
     return folder / "model", folder / "data"
 
 
