@@ -26,7 +26,7 @@ setup: $(INSTALLED)
 
 # The package with its compiled helpers, anew when what it is built from changes. torch goes first, so that pip does not
 # choose one; where the Python in use has one that will do, that is kept.
-$(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard cpp/*) | .venv/.made
+$(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard cpp/* cpp/*/*) | .venv/.made
 	@$(BIN)/python $(HAS_TORCH) 2> /dev/null || $(BIN)/pip install "$(TORCH)"
 	$(BIN)/pip install --editable '.[test]'
 	@touch $@

@@ -18,8 +18,8 @@ spec = importlib.util.spec_from_file_location("llmpipe.helpers", built)
 assert spec and spec.loader
 helpers = sys.modules["llmpipe.helpers"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)
-import llmpipe.data.indexed  # noqa: E402
+import llmpipe.data.dataset.indexed  # noqa: E402
 
-assert llmpipe.data.indexed.helpers is helpers
+assert llmpipe.data.dataset.indexed.helpers is helpers
 
 sys.exit(pytest.main(sys.argv[2:]))

@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 
 from llmpipe import helpers
-from llmpipe.data.indexed import Reader, Writer
-from llmpipe.data.sampling import Blend
+from llmpipe.data.batches.sampling import Blend
+from llmpipe.data.dataset.indexed import Reader, Writer
 
 sys.path.append(str(Path(__file__).parent / "proof"))
 

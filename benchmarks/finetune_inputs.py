@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from llmpipe.checkpoint import manifest
-from llmpipe.data.indexed import Writer, token_dtype
-from llmpipe.data.sampling import Blend
+from llmpipe.data.batches.sampling import Blend
+from llmpipe.data.dataset.indexed import Writer, token_dtype
 from llmpipe.families import FAMILIES, Shape, layer_of, to_hf_config
 from llmpipe.layout import Layout
 from llmpipe.recipe import Recipe, Schedule

@@ -84,7 +84,7 @@ def engine(settings: SimpleNamespace, turns: Turns) -> None:
     import torch.distributed as dist
     from finetune_inputs import job_of
 
-    from llmpipe.data.loader import Loader
+    from llmpipe.data.batches.loader import Loader
     from llmpipe.layout import Layout
     from llmpipe.parallel.pipeline import Pipeline
     from llmpipe.parallel.processes import BACKENDS

@@ -35,7 +35,7 @@ import torch
 from finetune_inputs import Settings, job_of, make_batches, make_data, make_model
 from finetune_peers import most_memory
 
-from llmpipe.data.loader import Loader
+from llmpipe.data.batches.loader import Loader
 from llmpipe.families import Shape
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.formats import open_source
-from llmpipe.data.indexed import Writer
+from llmpipe.data.dataset.indexed import Writer
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe, Schedule

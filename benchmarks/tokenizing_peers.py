@@ -39,7 +39,7 @@ import corpus
 import numpy as np
 
 from llmpipe.checkpoint import sentencepiece_model, tiktoken_file
-from llmpipe.data.indexed import Reader
+from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.tokenizers.ranks import is_tiktoken
 
 ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}

@@ -77,9 +77,9 @@ def test_imports_point_down(path: Path) -> None:
 def test_the_walk_sees_imports_of_every_form(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(
-        "import llmpipe.cli\ndef f():\n    from llmpipe import train\n    from llmpipe.data.loader import Batch\n"
+        "import llmpipe.cli\ndef f():\n    from llmpipe import train\n    from llmpipe.data.parts import Part\n"
     )
-    assert set(imports(path)) == {"llmpipe.cli", "llmpipe.train", "llmpipe.data.loader.Batch"}
+    assert set(imports(path)) == {"llmpipe.cli", "llmpipe.train", "llmpipe.data.parts.Part"}
 
 
 def test_the_workflow_imports_look_ups_only() -> None:

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from json_tokenizers import SPECIAL, save
 from llmpipe.checkpoint.convert import convert, shard
 from llmpipe.config import Corpus
+from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.describe import describe, first_documents
-from llmpipe.data.indexed import Reader
 from llmpipe.data.tokenize import tokenize
 from llmpipe.errors import UserError
 from llmpipe.evaluate.evaluate import run as evaluate

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from llmpipe.checkpoint.convert import convert
-from llmpipe.data import manifest
-from llmpipe.data.indexed import Writer
+from llmpipe.data.dataset import manifest
+from llmpipe.data.dataset.indexed import Writer
 from llmpipe.files import sha256
 
 VOCAB = 384

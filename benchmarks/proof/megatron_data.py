@@ -167,8 +167,8 @@ def read_ours(work: Path) -> dict[str, int]:
     """What megatron-core reads of the datasets that llmpipe writes, beside what llmpipe reads."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-    from llmpipe.data.indexed import Writer, token_dtype
-    from llmpipe.data.sampling import Blend
+    from llmpipe.data.batches.sampling import Blend
+    from llmpipe.data.dataset.indexed import Writer, token_dtype
 
     counts = {"sequences": 0, "samples": 0}
     for name, (_, _, _, vocab, _) in tiny_data.DATASETS.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from llmpipe.data.indexed import Writer
+from llmpipe.data.dataset.indexed import Writer
 
 TEXT = [
     "Beautiful is better than ugly.",

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from llmpipe import helpers
-from llmpipe.data import manifest
-from llmpipe.data.indexed import Reader
-from llmpipe.data.sampling import Samples
+from llmpipe.data.batches.sampling import Samples
+from llmpipe.data.dataset import manifest
+from llmpipe.data.dataset.indexed import Reader
 from llmpipe.errors import UserError
 
 Files = dict[str, bytes]

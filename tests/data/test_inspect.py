@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from llmpipe.checkpoint import manifest as directory_manifest
 from llmpipe.cli.inspect import command
 from llmpipe.cli.tokenize import command as tokenize
-from llmpipe.data import manifest
+from llmpipe.data.dataset import manifest
+from llmpipe.data.dataset.indexed import Writer
 from llmpipe.data.describe import histogram
-from llmpipe.data.indexed import Writer
 from llmpipe.errors import UserError
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from test_tokenize import corpus, refused, run
 
-from llmpipe.data.encoded import Encoded
-from llmpipe.data.text_encoder import TextEncoder
+from llmpipe.data.encoding.encoded import Encoded
+from llmpipe.data.encoding.text_encoder import TextEncoder
 
 WAITING = """
 import os, time
 from pathlib import Path
-from llmpipe.data import encoders, pieces, tokenize
+from llmpipe.data.encoding import encoders
+from llmpipe.data import pieces, tokenize
 from llmpipe.data.readers import lines
 from llmpipe.cli import main
 lines.BLOCK_BYTES = tokenize.BLOCK_BYTES = 10_000

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from data_help import train
 
 from llmpipe.cli.tokenize import command
-from llmpipe.data.indexed import Reader
+from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.tokenize import corpus_of
 from llmpipe.errors import UserError
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from llmpipe.checkpoint.convert import shard
 from llmpipe.cli.evaluate import command
-from llmpipe.data.join import lay_end_to_end
+from llmpipe.data.dataset.join import lay_end_to_end
 from llmpipe.errors import UserError
 from llmpipe.evaluate.plan import make_plan
 from llmpipe.layout import Stages

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llmpipe.data.loader import Loader
-from llmpipe.data.sampling import Blend
+from llmpipe.data.batches.loader import Loader
+from llmpipe.data.batches.sampling import Blend
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe, Schedule

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_twins import VOCAB, in_our_names, shape_of, theirs
 from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.formats import open_source
-from llmpipe.data.loader import Batch
+from llmpipe.data.batches.batch import Batch
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.model.load import fill

@@ -11,7 +11,7 @@ from chats import ANSWERS, QUESTIONS, make_chats
 from jobs import RECIPE, losses, make_job, run_job
 from transformers import AutoModelForCausalLM
 
-from llmpipe.data.packing import ChatSamples
+from llmpipe.data.batches.packing import ChatSamples
 from llmpipe.train.job import Job
 from llmpipe.train.preflight import preflight
 from tiny_llama import make_checkpoint

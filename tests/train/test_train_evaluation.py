@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.cli import group
-from llmpipe.data.held_out import HeldOut
-from llmpipe.data.loader import Loader, heldout
-from llmpipe.data.row import Row
-from llmpipe.data.sampling import Blend
+from llmpipe.data.batches.held_out import HeldOut, heldout
+from llmpipe.data.batches.loader import Loader
+from llmpipe.data.batches.row import Row
+from llmpipe.data.batches.sampling import Blend
 from llmpipe.errors import UserError
 from llmpipe.evaluate.perplexity import model_perplexity
 from llmpipe.families import FAMILIES

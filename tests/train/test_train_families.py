@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from hf_twins import VOCAB, in_our_names, shape_of, theirs
 from llmpipe.checkpoint import manifest
-from llmpipe.data.loader import Batch
+from llmpipe.data.batches.batch import Batch
 from llmpipe.layout import Layout
 from llmpipe.model.load import fill
 from llmpipe.model.rank import RankModel

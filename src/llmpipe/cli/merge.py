@@ -29,7 +29,7 @@ def command(sources: tuple[Path, ...], output: Path, remove_rejects: bool) -> No
 
     prefixes = _prefixes(sources)
     if all(prefix.with_name(prefix.name + ".idx").is_file() for prefix in prefixes):
-        from llmpipe.data.join import join
+        from llmpipe.data.dataset.join import join
 
         join(prefixes, output, remove_rejects)
         return

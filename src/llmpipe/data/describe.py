@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmpipe.data import manifest
-from llmpipe.data.indexed import Reader
+from llmpipe.data.dataset import manifest
+from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.tokenizers.base import Tokenizer
 from llmpipe.files import sha256
 
@@ -109,7 +109,7 @@ def _tokenizer(prefix: Path, path: Path | None) -> Tokenizer | None:
     from llmpipe.data.tokenizer import open_tokenizer
 
     if path:
-        from llmpipe.data.loader import check_tokenizer  # here, because it imports torch
+        from llmpipe.data.batches.loader import check_tokenizer  # here, because it imports torch
 
         tokenizer = open_tokenizer(path)
         check_tokenizer(prefix, tokenizer.path)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from llmpipe.data import manifest
-from llmpipe.data.indexed import Reader
-from llmpipe.data.roles import ASSISTANT, read_roles, roles_prefix
+from llmpipe.data.dataset import manifest
+from llmpipe.data.dataset.indexed import Reader
+from llmpipe.data.dataset.roles import ASSISTANT, read_roles, roles_prefix
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.data.tokenizers.base import Tokenizer
 from llmpipe.errors import UserError
@@ -20,7 +20,7 @@ OPEN, CLOSE = "⟦", "⟧"
 
 def masked_documents(prefix: Path, tokenizer_path: Path | None, count: int, colours: bool) -> str:
     """The first chats, control tokens by name; UserError without roles, or if another tokenizer made the tokens."""
-    from llmpipe.data.loader import check_tokenizer  # here, because it imports torch
+    from llmpipe.data.batches.loader import check_tokenizer  # here, because it imports torch
 
     if not roles_prefix(prefix):
         raise UserError(f"{prefix} has no roles: it is text, and all of it is trained; chats are made with --chat")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmpipe.data.manifest import suffixed
+from llmpipe.data.dataset.manifest import suffixed
 from llmpipe.data.readers.block import Span
 from llmpipe.errors import UserError
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from llmpipe.data.join import lay_end_to_end
-from llmpipe.data.join_parts import join_rejects
-from llmpipe.data.manifest import suffixed
+from llmpipe.data.dataset.join import lay_end_to_end
+from llmpipe.data.dataset.join_parts import join_rejects
+from llmpipe.data.dataset.manifest import suffixed
 from llmpipe.data.parts import cut
 from llmpipe.data.readers.block import Span
 from llmpipe.data.stream import Counts, Stream

@@ -9,12 +9,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from llmpipe.data.encoded import Encoded, Reject
-from llmpipe.data.encoders import Encoder
-from llmpipe.data.indexed import Writer
-from llmpipe.data.manifest import ROLES, rejects_path, retire, suffixed
+from llmpipe.data.dataset.indexed import Writer
+from llmpipe.data.dataset.manifest import ROLES, rejects_path, retire, suffixed
+from llmpipe.data.dataset.roles import DTYPE
+from llmpipe.data.encoding.encoded import Encoded, Reject
+from llmpipe.data.encoding.encoders import Encoder
 from llmpipe.data.readers.block import Block, Span
-from llmpipe.data.roles import DTYPE
 from llmpipe.data.sources import blocks
 from llmpipe.data.workers import Workers
 from llmpipe.errors import UserError

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.config import Corpus
-from llmpipe.data import manifest, pieces
-from llmpipe.data.encoders import ENCODERS, Encoder, RowEncoder, encode_block
-from llmpipe.data.fast_encoder import fast_encoder
-from llmpipe.data.indexed import token_dtype
+from llmpipe.data import pieces
+from llmpipe.data.dataset import manifest
+from llmpipe.data.dataset.indexed import token_dtype
+from llmpipe.data.encoding.encoders import ENCODERS, Encoder, RowEncoder, encode_block
+from llmpipe.data.encoding.fast_encoder import fast_encoder
+from llmpipe.data.encoding.text_encoder import TextEncoder
+from llmpipe.data.encoding.token_rows import TokenEncoder
 from llmpipe.data.parts import Part, corpus_key, cut, part_prefix, run_key
 from llmpipe.data.readers.block import BLOCK_BYTES, Span, whole
 from llmpipe.data.sources import find_files, first_row
 from llmpipe.data.stream import Counts, Stream
-from llmpipe.data.text_encoder import TextEncoder
-from llmpipe.data.token_rows import TokenEncoder
 from llmpipe.data.tokenizer import Tokenizer, open_tokenizer
 from llmpipe.data.workers import Workers
 from llmpipe.errors import UserError

@@ -12,9 +12,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from llmpipe.checkpoint.formats import open_source
-from llmpipe.data.indexed import Reader
-from llmpipe.data.loader import check_tokenizer, check_vocab, heldout
-from llmpipe.data.sampling import part_of
+from llmpipe.data.batches.fit import check_tokenizer, check_vocab
+from llmpipe.data.batches.held_out import heldout
+from llmpipe.data.batches.sampling import part_of
+from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.evaluate.perplexity import count_tokens, model_perplexity, unigram_perplexity

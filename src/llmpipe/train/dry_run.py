@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from llmpipe.checkpoint.formats import open_source
-from llmpipe.data.loader import Batch
+from llmpipe.data.batches.batch import Batch
 from llmpipe.data.mask import MOST_TOKENS, marked
 from llmpipe.data.tokenizer import find_tokenizer, open_tokenizer
 from llmpipe.data.tokenizers.base import Tokenizer
@@ -15,7 +15,7 @@ from llmpipe.families import Shape
 from llmpipe.layout import Coordinates, Layout
 from llmpipe.train.estimate import estimate
 from llmpipe.train.job import Job
-from llmpipe.train.setup import open_loader
+from llmpipe.train.setup import open_blend, open_loader
 
 GIB = 1 << 30
 
@@ -24,11 +24,11 @@ def told(job: Job, colours: bool) -> str:
     """The text; what is trained is in colour or in brackets."""
     shape = open_source(Path(job.model)).shape
     uncut = replace(job, layout=replace(job.layout, cp=1))  # cp ranks have parts of sequences
-    loader = open_loader(uncut, Coordinates(dp=0, cp=0, pp=0, tp=0))
-    samples = len(loader.blend)
+    blend = open_blend(job)
+    loader = open_loader(uncut, Coordinates(dp=0, cp=0, pp=0, tp=0), blend)
     parts = [
         _layout(job.layout, shape),
-        _arithmetic(job, samples, loader.blend.epoch(samples)),
+        _arithmetic(job, len(blend), blend.epoch(len(blend))),
         _memory(job, shape),
         _first_batch(job, loader.step(0), colours),
     ]

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from llmpipe.data.held_out import HeldOut
-from llmpipe.data.loader import Loader
+from llmpipe.data.batches.held_out import HeldOut
+from llmpipe.data.batches.loader import Loader
 from llmpipe.model.rank import RankModel
 from llmpipe.parallel.data import drop_gathered
 from llmpipe.parallel.groups import Groups
@@ -39,7 +39,7 @@ class Evaluation:
         at_once = layout.dp * layout.micro_batch
         self.num_micro_batches = -(-len(rows) // at_once)
         self.loader = Loader(
-            rows,  # type: ignore[arg-type]  # it is read as a blend is
+            rows,
             seq_len=recipe.seq_len,
             global_batch=at_once,
             micro_batch=layout.micro_batch,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmpipe.checkpoint import manifest
 from llmpipe.config import check_held_out, parse_split
-from llmpipe.data import manifest as dataset_manifest
+from llmpipe.data.dataset import manifest as dataset_manifest
 from llmpipe.errors import UserError
 from llmpipe.files import write_json
 from llmpipe.layout import Layout

@@ -51,7 +51,7 @@ def _train(job: Job) -> bool:
 def run_steps(trainer: Trainer, first_step: int) -> bool:
     """The loop: step, evaluate, tell, save; False when RUN/stop or exit_at_step ended it early."""
     job, recipe, observer = trainer.job, trainer.job.recipe, trainer.observer
-    metrics = Recorder(job, trainer.model.shape, trainer.groups, trainer.loader.blend.epoch, first_step)
+    metrics = Recorder(job, trainer.model.shape, trainer.groups, trainer.blend.epoch, first_step)
     saver = Saver(job, trainer.optimizer, trainer.watch)
     observer.resume(first_step)
     done, end, stop = first_step, min(recipe.steps, job.exit_at_step or recipe.steps), False

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from llmpipe.checkpoint.formats import open_source
-from llmpipe.data import manifest
-from llmpipe.data.loader import check_batch, check_tokenizer, check_vocab
-from llmpipe.data.packing import check_part
+from llmpipe.data.batches.fit import check_tokenizer, check_vocab
+from llmpipe.data.batches.loader import check_batch
+from llmpipe.data.batches.packing import check_part
+from llmpipe.data.dataset import manifest
 from llmpipe.data.tokenizer import find_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 import llmpipe
 from llmpipe.checkpoint import manifest, rank_files
-from llmpipe.data.manifest import template_of
+from llmpipe.data.dataset.manifest import template_of
 from llmpipe.families import Shape
 from llmpipe.files import atomic_file, fsync, fsync_directory, write_json
 from llmpipe.parallel.groups import Groups

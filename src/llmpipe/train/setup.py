@@ -10,9 +10,9 @@ import torch.distributed as dist
 
 from llmpipe.checkpoint import manifest
 from llmpipe.checkpoint.formats import open_source
-from llmpipe.data.loader import Loader
-from llmpipe.data.packing import open_samples
-from llmpipe.data.sampling import Blend
+from llmpipe.data.batches.loader import Loader
+from llmpipe.data.batches.packing import open_samples
+from llmpipe.data.batches.sampling import Blend
 from llmpipe.layout import Coordinates
 from llmpipe.model.load import fill
 from llmpipe.model.rank import RankModel
@@ -40,6 +40,7 @@ class Trainer:
     model: RankModel
     pipeline: Pipeline
     optimizer: Optimizer
+    blend: Blend
     loader: Loader
     watch: Watch
     tally: Tally
@@ -69,25 +70,32 @@ def prepare(job: Job) -> Trainer:
     optimizer = Optimizer(model, shape, recipe, groups)
     fill(optimizer.parameters, source, groups.tp, layout.shards, groups.shard_rank)
     optimizer.into_model()
-    loader = open_loader(job, groups.at)
+    blend = open_blend(job)
+    loader = open_loader(job, groups.at, blend)
     num_tokens = layout.micro_batch * recipe.seq_len // layout.cp
     pipeline = Pipeline(model, groups, num_tokens, shape.hidden, DTYPES[recipe.precision])
-    return Trainer(job, groups, model, pipeline, optimizer, loader, Watch(recipe), *_seeing(job, groups))
+    return Trainer(job, groups, model, pipeline, optimizer, blend, loader, Watch(recipe), *_seeing(job, groups))
 
 
-def open_loader(job: Job, at: Coordinates) -> Loader:
+def open_blend(job: Job) -> Blend:
+    """The training data: as many samples as all steps take."""
+    recipe = job.recipe
+    return Blend(
+        {Path(prefix): weight for prefix, weight in job.data.items()},
+        job.split,
+        "train",
+        recipe.seq_len,
+        Batches(recipe).total,
+        recipe.seed,
+        partial(open_samples, scalar_loss_mask=recipe.scalar_loss_mask, packing=recipe.packing),
+    )
+
+
+def open_loader(job: Job, at: Coordinates, blend: Blend) -> Loader:
     """A rank's batches of training data."""
-    recipe, layout, batches = job.recipe, job.layout, Batches(job.recipe)
+    recipe, layout = job.recipe, job.layout
     return Loader(
-        Blend(
-            {Path(prefix): weight for prefix, weight in job.data.items()},
-            job.split,
-            "train",
-            recipe.seq_len,
-            batches.total,
-            recipe.seed,
-            partial(open_samples, scalar_loss_mask=recipe.scalar_loss_mask, packing=recipe.packing),
-        ),
+        blend,
         seq_len=recipe.seq_len,
         global_batch=recipe.global_batch,
         micro_batch=layout.micro_batch,
@@ -95,7 +103,7 @@ def open_loader(job: Job, at: Coordinates) -> Loader:
         dp_rank=at.dp,
         cp=layout.cp,
         cp_rank=at.cp,
-        samples_of=batches.of_step,
+        samples_of=Batches(recipe).of_step,
         isolate_documents=recipe.isolate_documents,
         # Stages hand on tensors of one size, and layers are compiled for one; cp and tp ranks share a micro-batch's
         # tokens out evenly.

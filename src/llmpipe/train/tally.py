@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llmpipe.data.loader import Batch
+from llmpipe.data.batches.batch import Batch
 from llmpipe.parallel.groups import Groups
 
 

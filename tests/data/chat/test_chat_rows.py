@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from llmpipe.cli.merge import command as merge
 from llmpipe.cli.tokenize import command as tokenize
-from llmpipe.data import manifest
-from llmpipe.data.indexed import Reader
+from llmpipe.data.dataset import manifest
+from llmpipe.data.dataset.indexed import Reader
 from llmpipe.errors import UserError
 
 

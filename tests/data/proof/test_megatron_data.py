@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from llmpipe.cli.tokenize import command as tokenize
-from llmpipe.data import manifest
-from llmpipe.data.indexed import Reader, Writer, token_dtype
-from llmpipe.data.sampling import Blend
+from llmpipe.data.batches.sampling import Blend
+from llmpipe.data.dataset import manifest
+from llmpipe.data.dataset.indexed import Reader, Writer, token_dtype
 
 ROOT = Path(__file__).parents[3]
 sys.path.append(str(ROOT / "benchmarks/proof"))

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from llmpipe.data.documents import kind_of, value
+from llmpipe.data.encoding.documents import kind_of, value
 from llmpipe.data.readers.block import BadRow
 from llmpipe.errors import UserError, nearest
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from llmpipe.data.chat.conversation import Conversation
 from llmpipe.data.chat.templates import Template
 from llmpipe.data.chat.turns import ControlTokens, Rendered, find_turns
-from llmpipe.data.documents import encoded
+from llmpipe.data.dataset.roles import ASSISTANT, TEMPLATE, USER
+from llmpipe.data.encoding.documents import encoded
 from llmpipe.data.readers.block import BadRow
-from llmpipe.data.roles import ASSISTANT, TEMPLATE, USER
 from llmpipe.data.tokenizers import beside
 from llmpipe.data.tokenizers.base import Tokenizer
 from llmpipe.errors import UserError

@@ -9,11 +9,11 @@ from llmpipe.data.chat.conversation import check_fields, read_conversation
 from llmpipe.data.chat.encode import ConversationEncoder
 from llmpipe.data.chat.length import fit
 from llmpipe.data.chat.templates import open_template
-from llmpipe.data.documents import of_each
-from llmpipe.data.fields import encode as encode_fields
-from llmpipe.data.fields import parse
+from llmpipe.data.dataset.roles import ASSISTANT, TEMPLATE, USER
+from llmpipe.data.encoding.documents import of_each
+from llmpipe.data.encoding.fields import encode as encode_fields
+from llmpipe.data.encoding.fields import parse
 from llmpipe.data.readers.block import BadRow
-from llmpipe.data.roles import ASSISTANT, TEMPLATE, USER
 from llmpipe.data.tokenizers.base import Tokenizer
 from llmpipe.errors import UserError
 

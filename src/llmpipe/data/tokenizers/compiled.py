@@ -1,7 +1,7 @@
 """A tokenizer's vocabulary and rules handed to the compiled encoder, for the kinds that it knows.
 
 SentencePiece's BPE without a normalizer, tiktoken's ranks and byte-level BPE in tokenizer.json, the latter two behind
-one of the split patterns below. Whether the ids are right is for `llmpipe.data.fast_encoder` to see.
+one of the split patterns below. Whether the ids are right is for `llmpipe.data.encoding.fast_encoder` to see.
 """
 
 import json

@@ -1,0 +1,1 @@
+"""Datasets to the rows that the trainer reads: sampled, packed, held out."""

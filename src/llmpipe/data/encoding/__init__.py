@@ -1,0 +1,1 @@
+"""Rows of a corpus to tokens, for each kind of corpus."""
