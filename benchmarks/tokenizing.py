@@ -75,7 +75,7 @@ def opened(peer: str, folder: Path) -> Callable[[list[bytes]], Any]:
     import numpy as np
 
     encoder, none = compiled(tokenizer).encoder, np.zeros(0, np.int32)
-    return lambda batch: encoder.encode(*packed(batch), 1, none, none)
+    return lambda batch: encoder.encode(*packed(batch), none, none)
 
 
 def measure(peer: str, folder: Path, path: Path, megabytes: float) -> dict[str, float]:

@@ -1,11 +1,9 @@
-// Encoders of texts into token ids: documents are shared out to threads, each with its own cache.
+// Encoders of texts into token ids. Several threads may call one at a time, each with a cache of its own.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <future>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -138,7 +136,7 @@ class Worker {
 class Encoder {
  public:
   virtual ~Encoder() = default;
-  virtual nb::tuple encode(Input<uint8_t> bytes, Input<int64_t> offsets, int threads, Input<int32_t> before,
+  virtual nb::tuple encode(Input<uint8_t> bytes, Input<int64_t> offsets, Input<int32_t> before,
                            Input<int32_t> after) = 0;
 };
 
@@ -147,62 +145,34 @@ class EncoderOf : public Encoder {
  public:
   explicit EncoderOf(std::unique_ptr<encoder::Model> model) : model_(std::move(model)) {}
 
-  nb::tuple encode(Input<uint8_t> bytes, Input<int64_t> offsets, int threads, Input<int32_t> before,
+  nb::tuple encode(Input<uint8_t> bytes, Input<int64_t> offsets, Input<int32_t> before,
                    Input<int32_t> after) override {
     const Strings texts(bytes, offsets);
-    if (threads < 1) throw std::invalid_argument("at least one thread has to encode");
     const Marks marks{std::move(before), std::move(after)};
     Buffer<int64_t> sizes(texts.count);
-    std::unique_ptr<Buffer<Id>> ids;
+    Ids<Id> ids;
     {
       nb::gil_scoped_release release;
+      std::unique_ptr<Worker<Id>> worker = idle_worker();
+      for (size_t i = 0; i < texts.count; ++i) sizes.data()[i] = worker->encode(texts[i], marks, ids);
       const std::lock_guard<std::mutex> lock(mutex_);
-      ids = encode_all(texts, marks, static_cast<size_t>(threads), sizes.data());
+      idle_.push_back(std::move(worker));
     }
-    return nb::make_tuple(ids->move_to_numpy(), sizes.move_to_numpy());
+    return nb::make_tuple(ids.move_to_buffer()->move_to_numpy(), sizes.move_to_numpy());
   }
 
  private:
-  static constexpr size_t kPartsPerThread = 8;  // so that all end at about the same time
-
-  std::unique_ptr<Buffer<Id>> encode_all(const Strings& texts, const Marks& marks, size_t threads, int64_t* sizes) {
-    const size_t num_parts = threads > 1 ? threads * kPartsPerThread : 1;
-    while (workers_.size() < threads) workers_.push_back(std::make_unique<Worker<Id>>(*model_));
-    std::vector<Ids<Id>> parts(num_parts);
-    std::atomic<size_t> next{0};
-    const auto work = [&](Worker<Id>& worker) {
-      for (size_t part; (part = next++) < num_parts;)
-        for (size_t i = first_of(texts, part, num_parts), end = first_of(texts, part + 1, num_parts); i < end; ++i)
-          sizes[i] = worker.encode(texts[i], marks, parts[part]);
-    };
-    std::vector<std::future<void>> others;
-    for (size_t i = 1; i < threads; ++i)
-      others.push_back(std::async(std::launch::async, [&, i] { work(*workers_[i]); }));
-    work(*workers_[0]);
-    for (auto& other : others) other.get();
-    return joined(parts);
-  }
-
-  // The first text of a part; parts have about the same number of bytes.
-  static size_t first_of(const Strings& texts, size_t part, size_t num_parts) {
-    if (part == num_parts) return texts.count;
-    const auto wanted = static_cast<int64_t>(static_cast<double>(texts.offsets[texts.count]) * part / num_parts);
-    return static_cast<size_t>(std::lower_bound(texts.offsets, texts.offsets + texts.count, wanted) - texts.offsets);
-  }
-
-  static std::unique_ptr<Buffer<Id>> joined(std::vector<Ids<Id>>& parts) {
-    if (parts.size() == 1) return parts[0].move_to_buffer();
-    size_t size = 0;
-    for (const auto& part : parts) size += part.size();
-    auto all = std::make_unique<Buffer<Id>>(size);
-    Id* out = all->data();
-    for (auto& part : parts) out = std::copy(part.data(), part.data() + part.size(), out);
-    return all;
+  std::unique_ptr<Worker<Id>> idle_worker() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (idle_.empty()) return std::make_unique<Worker<Id>>(*model_);
+    std::unique_ptr<Worker<Id>> worker = std::move(idle_.back());
+    idle_.pop_back();
+    return worker;
   }
 
   std::unique_ptr<encoder::Model> model_;
-  std::vector<std::unique_ptr<Worker<Id>>> workers_;
-  std::mutex mutex_;  // over the workers
+  std::vector<std::unique_ptr<Worker<Id>>> idle_;
+  std::mutex mutex_;  // over the idle ones
 };
 
 // Ids of 16 bits where all fit: half the memory to move.
@@ -238,8 +208,8 @@ std::unique_ptr<Encoder> byte_encoder(Input<uint8_t> tokens, Input<int64_t> offs
 
 void bind_encoder(nb::module_& m) {
   nb::class_<Encoder>(m, "Encoder")
-      .def("encode", &Encoder::encode, nb::arg("texts"), nb::arg("offsets"), nb::arg("threads"),
-           nb::arg("before"), nb::arg("after"));
+      .def("encode", &Encoder::encode, nb::arg("texts"), nb::arg("offsets"), nb::arg("before"),
+           nb::arg("after"));
   m.def("piece_encoder", &piece_encoder, nb::arg("pieces"), nb::arg("offsets"), nb::arg("scores"),
         nb::arg("dummy_prefix"), nb::arg("merge_spaces"), nb::arg("unknown_id"), nb::arg("own"), nb::arg("byte_ids"));
   m.def("byte_encoder", &byte_encoder, nb::arg("tokens"), nb::arg("offsets"), nb::arg("merges"),

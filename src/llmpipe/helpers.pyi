@@ -81,13 +81,12 @@ def json_texts(
     """
 
 class Encoder:
-    """Texts to token ids, by one tokenizer; threads have a cache each, of 42 MB."""
+    """Texts to token ids, by one tokenizer; for any threads at once, each with a cache of 42 MB."""
 
     def encode(
         self,
         texts: NDArray[np.uint8],
         offsets: NDArray[np.int64],
-        threads: int,
         before: NDArray[np.int32],
         after: NDArray[np.int32],
     ) -> tuple[NDArray[np.uint16] | NDArray[np.int32], NDArray[np.int64]]:

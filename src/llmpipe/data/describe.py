@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmpipe.data.batches.fit import check_tokenizer
 from llmpipe.data.dataset import manifest
 from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.tokenizers.base import Tokenizer
@@ -109,8 +110,6 @@ def _tokenizer(prefix: Path, path: Path | None) -> Tokenizer | None:
     from llmpipe.data.tokenizer import open_tokenizer
 
     if path:
-        from llmpipe.data.batches.loader import check_tokenizer  # here, because it imports torch
-
         tokenizer = open_tokenizer(path)
         check_tokenizer(prefix, tokenizer.path)
         return tokenizer

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from llmpipe.data.batches.fit import check_tokenizer
 from llmpipe.data.dataset import manifest
 from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.dataset.roles import ASSISTANT, read_roles, roles_prefix
@@ -20,8 +21,6 @@ OPEN, CLOSE = "⟦", "⟧"
 
 def masked_documents(prefix: Path, tokenizer_path: Path | None, count: int, colours: bool) -> str:
     """The first chats, control tokens by name; UserError without roles, or if another tokenizer made the tokens."""
-    from llmpipe.data.batches.loader import check_tokenizer  # here, because it imports torch
-
     if not roles_prefix(prefix):
         raise UserError(f"{prefix} has no roles: it is text, and all of it is trained; chats are made with --chat")
     tokenizer, reader = open_tokenizer(tokenizer_path or _own_tokenizer(prefix)), Reader(prefix)

@@ -46,9 +46,10 @@ def corpus_of(inputs: list[Path], **options: Any) -> Corpus:
 def tokenize(
     corpus: Corpus, tokenizer_path: Path, output: Path, workers: int, part: Part | None = None, own_encoder: bool = True
 ) -> None:
-    """Write the corpus as the dataset `output`, the same bytes for any number of workers (processes).
+    """Write the corpus as the dataset `output`, the same bytes for any number of workers.
 
-    Texts are encoded by llmpipe's own encoder, if it knows this kind of tokenizer; else by the tokenizer's library.
+    Texts are encoded by llmpipe's own encoder, if it knows this kind of tokenizer, and workers are threads; else by the
+    tokenizer's library in processes.
     Of a part alone `output` gets a suffix, and `llmpipe merge` makes one dataset of all parts.
     """
     tokenizer = open_tokenizer(tokenizer_path)
@@ -70,7 +71,9 @@ def tokenize(
 
     dtype = token_dtype(tokenizer.vocab_size)
     encode = partial(encode_block, encoder, dtype=dtype)
-    with Workers(encode, min(workers, 1 + total // BLOCK_BYTES)) as pool, progress("tokenize", total, "B") as shown:
+    threads = isinstance(encoder, TextEncoder) and encoder.fast is not None
+    pool = Workers(encode, min(workers, 1 + total // BLOCK_BYTES), threads)
+    with pool, progress("tokenize", total, "B") as shown:
         stream = Stream(encoder, dtype, pool, corpus.skip_bad, shown.add)
         counts = pieces.write(stream, spans, output, before[:16], check)
     hashes = manifest.hashes(output, beside=[span.path for span in spans if span.first])

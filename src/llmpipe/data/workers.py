@@ -1,6 +1,7 @@
-"""A function over many items in several processes, the results in order.
+"""A function over many items in several processes or threads, the results in order.
 
-Processes, not threads: parsing JSON holds Python's lock. They are forked, so that a tokenizer is loaded once.
+Threads are for a function that lets go of Python's lock nearly all the time: nothing is copied between processes then.
+Processes are forked, so that a tokenizer is loaded once.
 """
 
 import ctypes
@@ -8,7 +9,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -21,15 +22,17 @@ _function: Callable[[Any], Any]
 
 
 class Workers(Generic[T]):
-    """`count` processes that call a function; one is this process itself. They start with the first item."""
+    """`count` processes or threads that call a function; one is this process itself. They start with the first item."""
 
-    def __init__(self, function: Callable[[Any], T], count: int):
-        self.function, self.count = function, count
+    def __init__(self, function: Callable[[Any], T], count: int, threads: bool = False):
+        self.function, self.count, self.threads = function, count, threads
 
     def __enter__(self) -> "Workers[T]":
-        if self.count > 1:
+        if self.count > 1 and self.threads:
+            self._pool, self._call = ThreadPoolExecutor(self.count), self.function
+        elif self.count > 1:
             context = multiprocessing.get_context("fork")
-            self._pool = ProcessPoolExecutor(self.count, context, _start, (self.function,))
+            self._pool, self._call = ProcessPoolExecutor(self.count, context, _start, (self.function,)), _call
         return self
 
     def __exit__(
@@ -46,7 +49,7 @@ class Workers(Generic[T]):
         waiting: deque[Future[T]] = deque()
         try:
             for item in items:
-                waiting.append(self._pool.submit(_call, item))
+                waiting.append(self._pool.submit(self._call, item))
                 if len(waiting) > 2 * self.count:
                     yield waiting.popleft().result()
             while waiting:

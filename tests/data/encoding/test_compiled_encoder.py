@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def check(path: Path, more: list[str] = LONG) -> FastEncoder:
     own, every = compiled(tokenizer), [*texts(), *more, *fuzz(2_000, 2)]
     encoded = [text.encode() for text in every]
     truth = tokenizer.encode_batch(encoded, 1)
-    ids, sizes = own.encoder.encode(*packed(encoded), 1, NONE, NONE)
+    ids, sizes = own.encoder.encode(*packed(encoded), NONE, NONE)
     start, sure = 0, 0
     for text, size, expected in zip(every, sizes.tolist(), truth, strict=True):
         if size >= 0 and (not own.composed or unicodedata.is_normalized("NFC", text)):
@@ -140,13 +141,15 @@ def test_ids_are_the_tokenizers_librarys(tmp_path: Path, name: str, whole: bool)
     assert (ids.tolist() == [450]) is whole
 
 
-@pytest.mark.parametrize("threads", [2, 5])
-def test_any_number_of_threads_gives_the_same(tmp_path: Path, threads: int) -> None:
+def test_threads_at_once_get_the_same(tmp_path: Path) -> None:
     encoder = compiled(open_tokenizer(train(tmp_path / "tokenizer.model", 400))).encoder
-    batch = packed([text.encode() for text in [*texts(), *LONG]])
+    batches = [packed([text.encode() for text in group]) for group in (texts(), LONG, fuzz(500, 1), texts()[::-1])] * 8
     marks = np.array([1], np.int32), np.array([2], np.int32)
-    for found, expected in zip(encoder.encode(*batch, threads, *marks), encoder.encode(*batch, 1, *marks), strict=True):
-        assert found.dtype == expected.dtype and np.array_equal(found, expected)
+    alone = [encoder.encode(*batch, *marks) for batch in batches]
+    with ThreadPoolExecutor(5) as pool:
+        together = pool.map(lambda batch: encoder.encode(*batch, *marks), batches)
+        for found, expected in zip(together, alone, strict=True):
+            assert all(map(np.array_equal, found, expected)) and found[0].dtype == expected[0].dtype
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:
@@ -158,9 +161,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         ([0, 4], "go beyond"),
     ):
         with pytest.raises(ValueError, match=said):
-            encoder.encode(data, np.array(offsets, np.int64), 1, NONE, NONE)
-    with pytest.raises(ValueError, match="at least one thread"):
-        encoder.encode(data, np.array([0, 3]), 0, NONE, NONE)
+            encoder.encode(data, np.array(offsets, np.int64), NONE, NONE)
     tokens = packed([bytes([byte]) for byte in range(255)])
     with pytest.raises(ValueError, match="byte 255 is no token"):
         helpers.byte_encoder(*tokens, NONE, True, "gpt2")

@@ -74,7 +74,7 @@ def test_characters_of_a_newer_unicode_are_left_to_the_library(tmp_path: Path) -
     write_tiktoken(tmp_path / "tokenizer.model", 500)
     tokenizer = open_tokenizer(tmp_path)
     own, new = compiled(tokenizer), "a \U0001fae9 b"
-    ids, sizes = own.encoder.encode(*packed([b"a", new.encode(), b"b"]), 1, NONE, NONE)
+    ids, sizes = own.encoder.encode(*packed([b"a", new.encode(), b"b"]), NONE, NONE)
     assert (ids.tolist(), sizes.tolist()) == (tokenizer.encode("a") + tokenizer.encode("b"), [1, -1, 1])
     fast, expected = FastEncoder(tokenizer, own), [[7, *tokenizer.encode(text), 8] for text in ("a", new, "b")]
     assert encode(fast, [b"a", new.encode(), b"b"], [7], [8]) == expected

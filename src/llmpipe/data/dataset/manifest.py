@@ -58,9 +58,8 @@ def retire(prefix: Path) -> None:
 
 def hashes(prefix: Path, beside: Iterable[Path] = ()) -> dict[Path, str]:
     """The SHA-256 of the files of a dataset, and of others, which costs little more."""
-    with FileHashes(beside) as others:
-        own = {path: others.of(path) for path in _files(prefix)}
-        return others.results() | own
+    with FileHashes([*_files(prefix), *beside]) as files:
+        return files.results()
 
 
 def write(prefix: Path, facts: dict[str, Any], known: dict[Path, str] | None = None) -> None:

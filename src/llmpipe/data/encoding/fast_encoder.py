@@ -6,8 +6,9 @@ documents spread over it. Ids that differ stop the run. A text that only the lib
 
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,13 @@ def fast_encoder(tokenizer: Tokenizer) -> "FastEncoder | None":
 
 
 class FastEncoder:
-    """Encodes as the tokenizer does, or raises UserError."""
+    """Encodes as the tokenizer does, or raises UserError; for any threads at once."""
 
     def __init__(self, tokenizer: Tokenizer, own: Compiled):
         self.tokenizer, self._own = tokenizer, own
         self._seen = self._checked = 0
         """Bytes."""
+        self._counting = Lock()
 
     def prove(self, texts: Sequence[str]) -> None:
         """UserError unless the ids of these texts are the library's."""
@@ -72,7 +74,7 @@ class FastEncoder:
         `before` and `after` are ids around each text that has any.
         """
         marks = np.array(before, np.int32), np.array(after, np.int32)
-        ids, sizes = self._own.encoder.encode(texts.content, texts.offsets, 1, *marks)
+        ids, sizes = self._own.encoder.encode(texts.content, texts.offsets, *marks)
         if others := self._for_the_library(texts, sizes):
             ids, sizes = self._with_the_librarys(texts, others, before, after, ids, sizes)
         for number in self._due(np.diff(texts.offsets)):
@@ -103,16 +105,17 @@ class FastEncoder:
             found[number] = np.array(before + encoded + after if encoded else [], ids.dtype)
         return np.concatenate(found), np.fromiter(map(len, found), np.int64, len(found))
 
-    def _due(self, sizes: NDArray[np.int64]) -> Iterator[int]:
+    def _due(self, sizes: NDArray[np.int64]) -> list[int]:
         """The texts to check, by their sizes: the first, and each at which the share has fallen below its mark."""
-        seen = self._seen + np.cumsum(sizes)
-        short = np.flatnonzero(sizes <= LONGEST_CHECKED)
-        marks, at = seen[short] * CHECKED_SHARE, 0
-        while (at := max(at, int(np.searchsorted(marks, self._checked, "right")))) < len(short):
-            self._checked += int(sizes[short[at]])
-            yield int(short[at])
-            at += 1
-        self._seen += int(sizes.sum())
+        short, due, at = np.flatnonzero(sizes <= LONGEST_CHECKED), list[int](), 0
+        with self._counting:
+            marks = (self._seen + np.cumsum(sizes))[short] * CHECKED_SHARE
+            while (at := max(at, int(np.searchsorted(marks, self._checked, "right")))) < len(short):
+                self._checked += int(sizes[short[at]])
+                due.append(int(short[at]))
+                at += 1
+            self._seen += int(sizes.sum())
+        return due
 
     def _check(self, text: bytes, ids: NDArray[Any]) -> None:
         expected = self.tokenizer.encode_batch([text], 1)[0]
