@@ -1,4 +1,5 @@
 # Look-ups in the project's config files; the logic is in llmpipe.project and llmpipe.launch.
+import os
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -55,3 +56,4 @@ def tracked_files(wildcards):
 
 
 PROJECT = told(configs.project, config)
+os.environ.update(options.track_environment(PROJECT))

@@ -43,6 +43,9 @@ _PLACES = {
 }
 """What the user can mend where the system refuses a file; every other OSError keeps its traceback."""
 
+URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
+"""MLflow's own; the workflow sets them to what config/config.yaml says."""
+
 LOG_FILE = "llmpipe.log_file"
 """Where `ctx.meta` has the path of --log, for a command that starts processes of its own."""
 

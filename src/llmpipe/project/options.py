@@ -57,6 +57,11 @@ def evaluate_gpus(run_name: str) -> int:
     return placed.tp if placed.device == "cuda" else 0
 
 
+def track_environment(project: Project) -> dict[str, str]:
+    """The same in MLflow's own variables, for `llmpipe finetune`: among a rule's params they would train again."""
+    return {"MLFLOW_TRACKING_URI": project.tracking.uri, "MLFLOW_EXPERIMENT_NAME": project.tracking.experiment}
+
+
 def track_options(project: Project) -> str:
     """The options of `llmpipe track` that config/config.yaml decides."""
     return f"--uri {quote(project.tracking.uri)} --experiment {quote(project.tracking.experiment)}"

@@ -52,6 +52,8 @@ class Job:
     """The first and the last step, counted from 1, of the traces in RUN/profile."""
     config_files: list[str] = field(default_factory=list)
     """The files that this was read from, for the record."""
+    origin: dict[str, str] = field(default_factory=dict)
+    """Where it comes from, for the record: see train/origin.py."""
 
     def __post_init__(self) -> None:
         check_held_out(self.data, self.validation, self.test)

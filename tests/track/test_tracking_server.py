@@ -1,0 +1,91 @@
+"""A real `mlflow server`, killed and started again while a training goes on: nothing is missing or there twice."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from followers import PATIENCE, following, losses, until
+from mlflow import MlflowClient
+from run_folders import lines_of, make_export, make_live, make_run
+
+from llmpipe.track.mirror import track
+
+
+class Server:
+    """MLflow's server on a port of this machine; its database outlives it."""
+
+    def __init__(self, folder: Path):
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            self.port = found.getsockname()[1]
+        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
+            "--artifacts-destination", str(self.folder / "artifacts"),
+        ]  # fmt: skip
+        environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
+            )
+        until(self.answers, (self.folder / "server.log").read_text())
+
+    def answers(self) -> bool:
+        try:
+            return urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """With its workers, in the middle of whatever they do."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, empty_store: bytes) -> Iterator[Server]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(empty_store)
+    made = Server(folder)
+    made.start()
+    yield made
+    made.kill()
+
+
+def test_killed_and_started_again(server: Server, tmp_path: Path) -> None:
+    run = make_live(tmp_path / "r", steps=500)
+    live = run / "live.jsonl"
+    with following(run, server.uri) as process:
+        until(lambda: len(losses(server.uri)) == 500, "the first steps are there")
+        for last in range(501, 2001):  # steps come faster than the store takes them
+            with live.open("a") as file:
+                file.write(lines_of(last, first=last))
+            if last == 1200:
+                server.kill()
+            if last % 100 == 0:
+                time.sleep(0.2)
+        until(lambda: "cannot be written" in Path(f"{run}.log").read_text(), "the outage is told")
+        assert process.poll() is None
+        server.start()
+        until(lambda: len(losses(server.uri)) == 2000, "what was missing is there")
+        make_run(run, steps=2100)
+        assert process.wait(PATIENCE) == 0
+    make_export(run)
+    track(run, server.uri, "llmpipe")
+    assert losses(server.uri) == list(range(1, 2101))
+    client = MlflowClient(server.uri)
+    (found,) = client.search_runs(["1"], "tags.`llmpipe.kind` = 'run'")
+    assert found.info.status == "FINISHED"
+    assert {path.path for path in client.list_artifacts(found.info.run_id)} >= {"run.json", "metrics.jsonl"}
+    (model,) = client.search_logged_models(["1"])
+    assert model.source_run_id == found.info.run_id
