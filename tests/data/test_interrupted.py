@@ -17,7 +17,7 @@ from llmpipe.data.encoding.encoded import Encoded
 from llmpipe.data.encoding.text_encoder import TextEncoder
 
 WAITING = """
-import os, time
+import threading, time
 from pathlib import Path
 from llmpipe.data.encoding import encoders
 from llmpipe.data import pieces, tokenize
@@ -27,7 +27,7 @@ lines.BLOCK_BYTES = tokenize.BLOCK_BYTES = 10_000
 pieces.PIECE_BYTES = {piece_bytes}
 encode = encoders.TextEncoder.encode
 def slowly(self, *arguments):
-    Path({folder!r}, str(os.getpid())).touch()
+    Path({folder!r}, str(threading.get_native_id())).touch()
     time.sleep(0.05)
     return encode(self, *arguments)
 encoders.TextEncoder.encode = slowly
@@ -39,14 +39,19 @@ def source(tmp_path: Path) -> Path:
     return corpus(tmp_path / "c.jsonl", [f"text number {i} " * 20 for i in range(2000)])
 
 
-def start(tmp_path: Path, tokenizer_dir: Path, piece_bytes: int) -> tuple[subprocess.Popen[str], Path]:
-    """The command with two slow workers, as a shell starts it: in a group of its own; the workers' folder of names."""
+def start(
+    tmp_path: Path, tokenizer_dir: Path, piece_bytes: int, encoder: str = "reference"
+) -> tuple[subprocess.Popen[str], Path]:
+    """The command with two slow workers, as a shell starts it: in a group of its own; the workers' folder of names.
+
+    Workers of llmpipe's own encoder are threads, those of the reference processes.
+    """
     folder = tmp_path / "workers"
     folder.mkdir()
     code = WAITING.format(folder=str(folder), piece_bytes=piece_bytes)
     arguments = [str(source(tmp_path)), "--tokenizer", str(tokenizer_dir), "--output", str(tmp_path / "out" / "c")]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "tokenize", *arguments, "--workers", "2"],
+        [sys.executable, "-c", code, "tokenize", *arguments, "--workers", "2", "--encoder", encoder],
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     while len(list(folder.iterdir())) < 2:
@@ -61,8 +66,9 @@ def alive(folder: Path) -> list[str]:
     return [name for name, stat in states.items() if stat.exists() and stat.read_text().split(") ")[1][0] != "Z"]
 
 
-def test_ctrl_c_ends_all_and_leaves_nothing(tmp_path: Path, tokenizer_dir: Path) -> None:
-    process, folder = start(tmp_path, tokenizer_dir, piece_bytes=1 << 30)
+@pytest.mark.parametrize("encoder", ["auto", "reference"])
+def test_ctrl_c_ends_all_and_leaves_nothing(tmp_path: Path, tokenizer_dir: Path, encoder: str) -> None:
+    process, folder = start(tmp_path, tokenizer_dir, 1 << 30, encoder)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     _, said = process.communicate()
     assert process.returncode == 1
@@ -71,8 +77,9 @@ def test_ctrl_c_ends_all_and_leaves_nothing(tmp_path: Path, tokenizer_dir: Path)
     assert alive(folder) == []
 
 
-def test_workers_end_with_a_killed_parent(tmp_path: Path, tokenizer_dir: Path) -> None:
-    process, folder = start(tmp_path, tokenizer_dir, piece_bytes=1 << 30)
+@pytest.mark.parametrize("encoder", ["auto", "reference"])
+def test_workers_end_with_a_killed_parent(tmp_path: Path, tokenizer_dir: Path, encoder: str) -> None:
+    process, folder = start(tmp_path, tokenizer_dir, 1 << 30, encoder)
     process.kill()
     process.communicate()
     for _ in range(500):
