@@ -25,6 +25,7 @@ LEVELS = (
     {"inference"},
     {"verify", "train"},
     {"evaluate", "export", "track"},
+    {"report", "doctor"},
     {"launch"},
     {"cli"},
     {"__main__"},

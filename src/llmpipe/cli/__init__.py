@@ -19,7 +19,7 @@ from llmpipe.errors import UserError, nearest
 
 COMMANDS = (
     "download", "tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect", "diff",
-    "track",
+    "track", "report", "doctor",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from llmpipe.data.batches.fit import check_tokenizer
 from llmpipe.data.dataset import manifest
 from llmpipe.data.dataset.indexed import Reader
+from llmpipe.data.statistics import length_ranges
 from llmpipe.data.tokenizers.base import Tokenizer
 from llmpipe.files import sha256
 
@@ -80,14 +81,12 @@ def _chat_rows(facts: dict[str, Any]) -> dict[str, str]:
 
 def histogram(lengths: NDArray[np.int64]) -> list[str]:
     """A bar per power of two; the longest bar is the fullest range."""
-    powers = np.frexp(lengths)[1]  # 0 for 0, else 1 + floor(log2)
-    counts = np.bincount(powers)
-    lines = []
-    for power in range(int(powers.min()), len(counts)):
-        first, last = (2 ** (power - 1), 2**power - 1) if power else (0, 0)
-        bar = "#" * -(-BAR_WIDTH * int(counts[power]) // int(counts.max()))
-        lines.append(f"  {first:>11,} to {last:>11,}  {counts[power]:>11,}  {bar}".rstrip())
-    return lines
+    ranges = length_ranges(lengths)
+    fullest = max(count for _, _, count in ranges)
+    return [
+        f"  {first:>11,} to {last:>11,}  {count:>11,}  {'#' * -(-BAR_WIDTH * count // fullest)}".rstrip()
+        for first, last, count in ranges
+    ]
 
 
 def first_documents(prefix: Path, tokenizer_path: Path | None, count: int) -> str:

@@ -66,7 +66,11 @@ def _stage(identity: str, run: Path, *, name: str, main: Path, log: str = "", **
 def _benchmark(main: Path, log: str) -> dict[str, float]:
     """What Snakemake measured of a stage: seconds, and memory; nothing where it was run by hand."""
     project = next((above for above in main.resolve().parents if (above / "logs").is_dir()), Path())
-    path = project / "logs" / f"{log}.benchmark.tsv"
+    return benchmark(project / "logs" / f"{log}.benchmark.tsv")
+
+
+def benchmark(path: Path) -> dict[str, float]:
+    """`seconds` and `peak_memory_megabytes` of Snakemake's benchmark file; nothing where there is none."""
     if not path.is_file():
         return {}
     row = next(csv.DictReader(path.read_text().splitlines(), delimiter="\t"), {})
