@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from llmpipe.parallel.collectives import all_gather_rows, reduce_scatter_rows
+from llmpipe.parallel.compat import engine_runs
 from llmpipe.parallel.groups import TensorParallel
 
 CHUNK_TOKENS = 1024
@@ -67,13 +68,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 grad_head = _add_product(grad_head, grad_logits, full)  # (V/tp, H)
             del grad_logits  # before the next chunk's
-        ctx.save_for_backward(grad_x, grad_head if grad_head is None else grad_head.to(head.dtype))
+        ctx.grad_x, ctx.grad_head = grad_x, None if grad_head is None else grad_head.to(head.dtype)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Not in place: a zero-bubble schedule runs this twice, for the input and for the weights.
-        grad_x, grad_head = (saved if saved is None else saved * grads[0][0] for saved in ctx.saved_tensors)
+        # A zero-bubble schedule comes here twice, once for the input and once for the weights. What is given away is
+        # let go of: it is as large as the head.
+        grad_x = grad_head = None
+        wants_x, wants_head = (engine_runs(node) for node, _ in ctx.next_functions[:2])
+        if wants_x:
+            grad_x, ctx.grad_x = ctx.grad_x.mul_(grads[0][0]), None
+        if wants_head:
+            grad_head, ctx.grad_head = ctx.grad_head.mul_(grads[0][0]), None
         return grad_x, grad_head, None, None, None, None, None
 
 
