@@ -52,6 +52,14 @@ def test_schedules_that_virtual_stages_cannot_have_are_refused() -> None:
         Layout(pp=2, pp_schedule="interleaved").check_training()
 
 
+@pytest.mark.parametrize("schedule", ["gpipe", "interleaved", "zero-bubble"])
+def test_a_schedule_of_stages_is_refused_where_there_are_none(schedule: str) -> None:
+    with pytest.raises(
+        UserError, match=f"pp_schedule {schedule} is an order of pipeline stages, and pp is 1: leave it"
+    ):
+        Layout(pp_schedule=schedule).check_training()
+
+
 def test_legal_tps_replicate_kv_heads() -> None:
     assert legal_tps(64, 8) == [1, 2, 4, 8, 16, 32, 64]  # above 8, ranks share a KV head
     assert legal_tps(40, 40) == [1, 2, 4, 5, 8, 10, 20, 40]

@@ -48,7 +48,12 @@ class Layout:
                 raise UserError(f"layout: {name} is {getattr(self, name)}, but has to be 1 or more")
 
     def check_training(self) -> None:
-        """UserError, naming what would work, for a schedule that these virtual stages cannot have."""
+        """UserError, naming what would work, for a schedule that these stages cannot have; the layout is resolved."""
+        if self.pp == 1 and self.pp_schedule != "1f1b":
+            raise UserError(
+                f"layout: pp_schedule {self.pp_schedule} is an order of pipeline stages, and pp is 1: leave it out, or"
+                " take pp 2 or more"
+            )
         if self.pp_schedule == "interleaved" and self.vp == 1:
             raise UserError("layout: pp_schedule interleaved is for virtual stages: 1f1b, or vp 2, would work")
         if self.pp_schedule == "gpipe" and self.vp > 1:
@@ -101,6 +106,14 @@ class Layout:
     def copies(self) -> int:
         """How many copies of the parameters they hold."""
         return self.num_data // self.shards
+
+    @property
+    def gathers_again(self) -> bool:
+        """Whether a layer's weights are whole only while it computes.
+
+        With several stages they are needed again at once, by the next micro-batch.
+        """
+        return self.shards > 1 and self.data_parallel in ("full", "hybrid") and self.pp == 1
 
     @property
     def token_parts(self) -> int:
