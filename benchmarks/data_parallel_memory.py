@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layout_parity import make_inputs
+from finetune_inputs import TINY, make_data, make_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -28,7 +28,7 @@ from llmpipe.train.job import Job
 from llmpipe.train.setup import Trainer, prepare
 
 BUCKET = 128 << 20
-SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 4}
+SHAPE = replace(TINY, num_layers=8, hidden=256, num_kv_heads=4, head_dim=64, ffn=512, vocab=1021)
 KINDS: dict[str, dict[str, Any]] = {
     "full, 4 ranks": {"dp": 4},
     "optimizer, 4 ranks": {"dp": 4, "data_parallel": "optimizer"},
@@ -92,7 +92,7 @@ def formula(job: Job, parameters: int, layer: int, rest: int) -> float:
     if layout.data_parallel == "plain":
         copy = compute * parameters if compute == 2 else 0
         return 12 * parameters + copy + gradient * parameters + min(BUCKET, gradient * parameters)
-    summed = gradient * parameters / (layout.shards if micro_batches == 1 else 1)
+    summed = gradient * parameters / (layout.shards if micro_batches == 1 or layout.gathers_again else 1)
     if layout.data_parallel == "optimizer" or layout.pp > 1:
         return 12 * parameters / layout.shards + summed + compute * parameters + (compute + gradient) * layer
     return 12 * parameters / layout.shards + summed + compute * rest + (3 * compute + gradient) * layer
@@ -101,7 +101,9 @@ def formula(job: Job, parameters: int, layer: int, rest: int) -> float:
 def main() -> None:
     print("| kind | precision | micro-batches | measured | formula |\n|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as name:
-        model, data = make_inputs(Path(name), documents=200, **SIZES)
+        model, data = Path(name) / "model", Path(name) / "data"
+        make_model(model, SHAPE, torch.float32)
+        make_data(data, SHAPE.vocab, 6000, document=30)
         for kind, given in KINDS.items():
             layout = Layout(device="cpu", **given)
             ranks = layout.dp * layout.pp

@@ -20,6 +20,10 @@ from llmpipe.train.job import Job
 SEED = 1234
 SPLIT = [1.0, 0.0, 0.0]
 STD = 0.02
+TINY = Shape(
+    family="llama", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn=96, vocab=199,
+    max_positions=4096, norm_eps=1e-5, rope_theta=10000.0,
+)  # fmt: skip
 
 
 @dataclass
@@ -112,7 +116,7 @@ def recipe_of(settings: Any) -> Recipe:
         seq_len=settings.seq_len, global_batch=settings.global_batch, steps=settings.turn * settings.turns + 1,
         lr=settings.lr, schedule=Schedule(kind="constant"),
         precision="fp32" if settings.precision == "fp32" else "bf16",
-        parameters=kept, gradients=kept, master_weights=kept == "fp32", weight_decay=settings.weight_decay,
+        parameters=kept, gradients=kept, weight_decay=settings.weight_decay,
         clip=settings.clip, seed=SEED, isolate_documents=settings.isolate, recompute=settings.recompute,
         recompute_every=settings.recompute_every, compile=settings.compile, save_every=1 << 30,
     )  # fmt: skip

@@ -24,16 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from finetune_inputs import Settings, make_batches, make_data, make_model
+from finetune_inputs import TINY, Settings, make_batches, make_data, make_model
 from finetune_speed import Worker
 
 from llmpipe.families import Shape, named_size
 from llmpipe.train.metrics import flops_per_token, peak_flops
 
-TINY = Shape(
-    family="llama", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn=96, vocab=199,
-    max_positions=4096, norm_eps=1e-5, rope_theta=10000.0,
-)  # fmt: skip
 DTYPES = {"fp32": torch.float32, "mixed": torch.float32, "bf16": torch.bfloat16}
 
 

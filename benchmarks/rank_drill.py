@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
+from finetune_inputs import TINY, make_data, make_model
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.checkpoint import manifest
 from llmpipe.config import parse_split
-from llmpipe.data.dataset.indexed import Writer
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe
@@ -35,26 +33,18 @@ from llmpipe.train.job import Job
 from llmpipe.train.loop import train
 from llmpipe.yaml_file import load
 
-VOCAB, SAVE_EVERY, MICRO_BATCH, SPLIT = 503, 3, 2, "98,1,1"
+SAVE_EVERY, MICRO_BATCH, SPLIT = 3, 2, "98,1,1"
 PATIENCE = 600.0
 """Seconds in which whatever is waited for has to happen."""
 
 
 def make_inputs(folder: Path, steps: int) -> None:
-    """A random model with a card that lets it train, documents of 5 to 60 tokens, a recipe."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    digest = manifest.write(folder / "model", "checkpoint", {}).digest
+    """A random model with a card that lets it train, documents, a recipe."""
+    make_model(folder / "model", TINY, torch.float32)
+    digest = manifest.read(folder / "model").digest
     card = {"verdict": "pass", "subject": {"path": str(folder / "model"), "digest": digest}, "checks": []}
     (folder / "verify.json").write_text(json.dumps(card))
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(5, 60, 2000).astype(np.int32)
-    with Writer(folder / "data", np.dtype(np.uint16)) as writer:
-        writer.add(rng.integers(0, VOCAB, sizes.sum()), sizes)
+    make_data(folder / "data", TINY.vocab, 100_000, document=30)
     (folder / "recipe.yaml").write_text(
         f"{{seq_len: 32, global_batch: 16, steps: {steps}, lr: 1e-3, precision: fp32, save_every: {SAVE_EVERY}}}"
     )
@@ -205,16 +195,18 @@ def drill(folder: Path, ranks: int, kills: int, in_saves: int, seed: int, more: 
     draw, lines, steps = random.Random(seed), list[str](), (kills + in_saves + 6 * more + 1) * 2 * SAVE_EVERY
     make_inputs(folder, steps)
     train_undisturbed(folder, ranks)
+    start = time.monotonic()
     training = Training(finetune(folder, "run", ranks, 3 * kills + 10), folder / "run")
 
     def tell(line: str) -> None:
         lines.append(line)
         print(line, file=sys.stderr, flush=True)
 
-    left = draw.sample([True] * in_saves + [False] * (kills - in_saves), kills)
+    left, in_save_each = draw.sample([True] * in_saves + [False] * (kills - in_saves), kills), list[bool]()
     while left:
         said, in_save = kill(training, draw.randrange(ranks), left[0], draw)
         tell(said)
+        in_save_each.append(in_save)
         left = left[1:] if in_save or not left[0] else left  # too late: again
     if more:
         tell(flip(training, draw.randrange(ranks), draw))
@@ -228,7 +220,10 @@ def drill(folder: Path, ranks: int, kills: int, in_saves: int, seed: int, more: 
     told = [json.loads(line)["step"] for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     if told != list(range(1, steps + 1)):
         raise SystemExit(f"after {lines}, the metrics have the steps {told}")
-    return [*lines, f"{steps} steps, each once, and the weights of an undisturbed run, bit for bit"]
+    resumed = (folder / "run/log.txt").read_text().count("resumed after step")
+    lasted = f"{len(in_save_each)} kills, {sum(in_save_each)} in saves, {resumed} times resumed from a checkpoint,"
+    lasted += f" in {time.monotonic() - start:.0f} s"
+    return [*lines, f"{lasted}; {steps} steps, each once, and the weights of an undisturbed run, bit for bit"]
 
 
 def main() -> None:
