@@ -24,6 +24,7 @@ from llmpipe.evaluate.table import Measure, rows, write_table
 from llmpipe.files import atomic_directory
 from llmpipe.inference.forward import Engine
 from llmpipe.layout import Layout
+from llmpipe.parallel import gpus
 from llmpipe.parallel.groups import make_groups, rank_device
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.train.preflight import check_device
@@ -42,10 +43,11 @@ def run(plan: Plan, output: Path, device: str, tp: int) -> None:
     if plan.offline:
         for name in OFFLINE:  # before lm-eval imports datasets
             os.environ.setdefault(name, "1")
-    if tp == 1:
-        evaluate(plan, output, lambda path: Engine.open(path, inference_dtype(path, device), device))
-        return
-    run_ranks(evaluate_rank, tp, plan, output, device, tp, device=device)
+    with gpus.taken(tp if device == "cuda" else 0):
+        if tp == 1:
+            evaluate(plan, output, lambda path: Engine.open(path, inference_dtype(path, device), device))
+        else:
+            run_ranks(evaluate_rank, tp, plan, output, device, tp, device=device)
 
 
 def check_output(output: Path) -> None:
