@@ -1,12 +1,9 @@
 """The launcher: resources of a job, the lease, stopping and dying in order."""
 
-import json
-import os
 import re
+import shlex
 import signal
 import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,20 +11,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-from llmpipe.checkpoint import manifest
+from finetune_command import (
+    LLMPIPE,
+    assert_trained_alike,
+    finetune_arguments,
+    wait_for_step,
+    wait_until_no_rank_lives,
+)
 from llmpipe.cli import group
 from llmpipe.errors import UserError
-from llmpipe.launch import lease, resources
+from llmpipe.launch import resources
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe
 from llmpipe.train.job import Job
 from llmpipe.train.loop import train
-from llmpipe.verify import card
+
+TWO_NODES = ["--nodes", "2", "--dp", "2", "--master"]
 
 
 class Resources(dict):
@@ -59,43 +62,10 @@ def test_cpu_processes_ask_for_no_gpu() -> None:
     assert "gpu" not in submitted(Layout(gpus_per_node=4, device="cpu"))
 
 
-def test_a_second_trainer_is_kept_out(tmp_path: Path) -> None:
-    with lease(tmp_path, 0), pytest.raises(UserError, match="is being trained by"), lease(tmp_path, 0):
-        pass
-    with lease(tmp_path, 0):
-        assert json.loads((tmp_path / "lease").read_text())["pid"] == os.getpid()
-
-
 @pytest.fixture
 def command(checkpoint: Path, dataset: Path, tmp_path: Path) -> list[str]:
     """`llmpipe finetune` of two processes over 40 steps, with a card that lets it start."""
-    model = tmp_path / "checkpoint"
-    model.symlink_to(checkpoint)
-    digest = manifest.read(checkpoint).digest
-    passed = {"verdict": "pass", "subject": {"path": str(model), "digest": digest}, "checks": []}
-    (tmp_path / "verify.json").write_text(json.dumps(passed))
-    assert card.require_card(model) is None
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("{seq_len: 32, global_batch: 8, steps: 40, lr: 1e-3, precision: fp32, save_every: 10}")
-    return [
-        sys.executable, "-m", "llmpipe", "finetune", str(recipe), "--model", str(model), "--data", str(dataset),
-        "--output", str(tmp_path / "run"), "--tp", "2", "--gpus-per-node", "2", "--micro-batch", "4", "--device", "cpu",
-        "--threads", "2",
-    ]  # fmt: skip
-
-
-def wait_for_step(run: Path, step: int) -> None:
-    """Until the metrics have this many lines; a minute at most."""
-    live = run / "live.jsonl"
-    for _ in range(600):
-        if live.exists() and len(live.read_text().splitlines()) >= step:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"no step {step} in {live}")
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return {f"{p.name}/{k}": v for p in (run / "weights").glob("*.safetensors") for k, v in load_file(p).items()}
+    return [*LLMPIPE, *finetune_arguments(checkpoint, dataset, tmp_path)]
 
 
 def test_stopped_killed_and_started_again_ends_as_if_undisturbed(command: list[str], tmp_path: Path) -> None:
@@ -117,34 +87,22 @@ def test_stopped_killed_and_started_again_ends_as_if_undisturbed(command: list[s
     wait_until_no_rank_lives(run)
 
     assert subprocess.run(command, check=False).returncode == 0
-    ours, expected = weights(run), weights(tmp_path / "undisturbed")
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[key], expected[key]) for key in expected)
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 41))
-
-
-def wait_until_no_rank_lives(run: Path) -> None:
-    """kill -9 of the launcher ends its torchrun and ranks; half a minute at most."""
-    for _ in range(300):
-        lines = subprocess.check_output(["ps", "-eo", "stat,args"], text=True).splitlines()
-        if not any(str(run) in line and not line.startswith("Z") for line in lines):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"processes of {run} live on")
+    assert_trained_alike(run, tmp_path / "undisturbed")
 
 
 def test_only_the_first_node_of_a_slurm_job_hosts_the_rendezvous(
-    command: list[str], monkeypatch: pytest.MonkeyPatch
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr("llmpipe.launch._supervise", lambda argv, *_: started.append(argv) or 0)
+    monkeypatch.setattr("llmpipe.launch.supervise_torchrun", lambda argv, *_: started.append(argv) or 0)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/job.json").touch()
     for node in ("0", "1"):
-        environment = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NODEID": node}
+        environment = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NODEID": node, "LLMPIPE_LEASE": "token"}
         result = CliRunner().invoke(group, [*command[3:], "--nodes", "2", "--master", "node0:20007"], env=environment)
         assert result.exit_code == 0, result.output
-    assert ["--rdzv-conf=is_host=1" in argv for argv in started] == [True, False]
-    assert ["--rdzv-conf=is_host=0" in argv for argv in started] == [False, True]
+    assert ["is_host=1" in shlex.join(argv) for argv in started] == [True, False]
+    assert ["is_host=0" in shlex.join(argv) for argv in started] == [False, True]
 
 
 def test_a_finished_run_is_not_trained_again_but_one_of_other_inputs_is(
@@ -178,6 +136,8 @@ def test_a_finished_run_is_not_trained_again_but_one_of_other_inputs_is(
         (["--split", "0,50,50"], r"the train part of .* holds no tokens"),
         (["--split", "1,2"], r"three shares for train, validation and test are expected"),
         (["--nodes", "2", "--dp", "2"], r"2 nodes take a Slurm job, or .* --node-rank R --master HOST:PORT"),
+        ([*TWO_NODES, "here:1", "--node-rank", "2"], r"--node-rank 2: 2 --nodes are counted from 0"),
+        ([*TWO_NODES, "here"], r"--master here: HOST:PORT of the node with --node-rank 0 is expected"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_starts(

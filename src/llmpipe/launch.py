@@ -2,23 +2,19 @@
 
 In a Slurm job with several nodes, srun starts this same command again, with --master, once on each node; there, and
 everywhere else, torchrun starts the ranks. Without a scheduler a person starts it on each node with --node-rank and
---master.
+--master (train/first_node.py). One launcher holds the run folder's lease (train/lease.py); its ranks know the token.
 
 To make a training stop: SIGTERM, SIGINT or SIGHUP to a launcher, or `touch RUN/stop`. A signal only becomes that
 file, which the ranks look for after each step; torchrun and the ranks ignore these signals, for torchrun kills its
 ranks 30 s after it got one, and srun at once. Exit status 0: trained; 75: stopped as asked and saved; else failed.
 """
 
-import fcntl
-import json
 import logging
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +24,17 @@ from typing import Any
 
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
-from llmpipe.parallel.processes import die_with_parent
-from llmpipe.train import failure
+from llmpipe.parallel import gpus
+from llmpipe.track.follower import followed
+from llmpipe.train import failure, first_node, lease
 from llmpipe.train.job import Job
+from llmpipe.train.origin import with_origin
+from llmpipe.train.supervise import ask_to_stop, supervise_srun, supervise_torchrun
+from llmpipe.train.system import watched
 
 STOPPED = os.EX_TEMPFAIL  # 75
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESTARTS = 3  # of failed ranks, in place
+NODES_SECONDS = 600  # torchrun waits so long for the other nodes, at the start and when one has died
 STOP_SECONDS = 120  # from the signal to the time limit
 THREADS_PER_GPU = 8
 log = logging.getLogger(__name__)
@@ -53,6 +53,9 @@ class Place:
     """How often failed ranks are started again, in place."""
     exit_after_minutes: float = 0.0
     """When the training is asked to stop, counted from here; 0: never."""
+    track_uri: str | None = None
+    """The tracking store where the training is seen live; None: nowhere."""
+    track_experiment: str = "llmpipe"
 
 
 def resources(layout: Layout) -> dict[str, Any]:
@@ -77,36 +80,52 @@ def resources(layout: Layout) -> dict[str, Any]:
 
 
 def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -> int:
-    """Train a job; returns the exit status."""
-    run, variables = job.run, environment(job.layout, place)
-    if place.master and ("SLURM_STEP_ID" in os.environ or place.node_rank):
-        # The launcher with the lease says what it comes to: srun takes 75 of one node for a failure.
-        return _supervise(_torchrun(job, place, log_file), run, variables)
-    with lease(run, wait_seconds):
+    """Train a job; returns the exit status. Waits so long for another trainer of the run, other nodes, free GPUs."""
+    if place.master:
+        first_node.check_place(job.layout.nodes, place.node_rank, place.master)
+    if lease.TOKEN in os.environ:
+        # srun's launcher holds the lease, and says what it comes to: srun takes 75 of one node for a failure.
+        first_node.check_shared(job)
+        return _run_ranks(job, place, log_file, os.environ[lease.TOKEN], wait_seconds)
+    if place.master and place.node_rank:
+        token = first_node.wait_for_first(job, place.node_rank, place.master, wait_seconds)
+        return _outcome(job, place, _run_ranks(job, place, log_file, token, wait_seconds)) if token else 0
+    with lease.hold(job.run, wait_seconds) as token:
         if job.is_finished():
-            log.info("%s: this training is finished", run)
+            log.info("%s: this training is finished", job.run)
             return 0
         # of another training into this folder, of an earlier stop or failure
         for left in ("run.json", "stop", failure.NAME):
-            (run / left).unlink(missing_ok=True)
+            (job.run / left).unlink(missing_ok=True)
+        job = with_origin(job)
         job.write()
-        with _asked_to_stop_after(run, place.exit_after_minutes):
-            code = _supervise(_command(job, place, log_file), run, variables)
+        live = followed(job.run, place.track_uri, place.track_experiment, job.layout)
+        with _asked_to_stop_after(place.exit_after_minutes, job.run, token), live:
+            code = _run_ranks(job, place, log_file, token, wait_seconds)
+        lease.check(job.run, token)
+        return _outcome(job, place, code)
+
+
+def _outcome(job: Job, place: Place, code: int) -> int:
+    """The exit status, from that of srun or torchrun; UserError, saying what to do, if the training failed."""
+    run = job.run
     if code or failure.has_to_end(run):
-        raise UserError(f"training failed {failure.digest(run)}; see {run / 'log.txt'}; {_resumes_from(job)}")
+        said = failure.digest(run, job.layout.nodes)
+        raise UserError(f"training failed {said}; see {run / 'log.txt'}; {_resumes_from(job, place)}")
     return 0 if (run / "run.json").exists() else STOPPED
 
 
-def _resumes_from(job: Job) -> str:
+def _resumes_from(job: Job, place: Place) -> str:
     newest = max((path.parent for path in job.checkpoints.glob("step-*/manifest.json")), default=None)
     goes_on = f"goes on from {newest}" if newest else "begins at the start, for no checkpoint was saved"
-    return f"this command {goes_on}: llmpipe {shlex.join(sys.argv[1:])}"
+    again = "this command, started on all nodes again," if place.master else "this command"
+    return f"{again} {goes_on}: llmpipe {shlex.join(sys.argv[1:])}"
 
 
 @contextmanager
-def _asked_to_stop_after(run: Path, minutes: float) -> Iterator[None]:
-    """Make the file RUN/stop after so many minutes; 0: never."""
-    timer = Timer(minutes * 60, (run / "stop").touch)
+def _asked_to_stop_after(minutes: float, run: Path, token: str) -> Iterator[None]:
+    """Ask the ranks to stop after so many minutes; 0: never."""
+    timer = Timer(minutes * 60, ask_to_stop, (run, token))
     if minutes:
         timer.start()
     try:
@@ -115,17 +134,27 @@ def _asked_to_stop_after(run: Path, minutes: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _command(job: Job, place: Place, log_file: Path | None) -> list[str]:
-    """srun for the nodes of a Slurm job, torchrun for one node."""
+def _run_ranks(job: Job, place: Place, log_file: Path | None, token: str, wait_seconds: float) -> int:
+    """Start the ranks and wait for their end; returns the exit status of srun or torchrun."""
     layout = job.layout
+    if _takes_srun(layout, place):
+        return supervise_srun(_srun(layout, place), job.run, environment(layout, place, token), token)
+    if place.master and place.node_rank == 0:
+        first_node.check_port(place.master)
+    with gpus.taken(layout.gpus_per_node if layout.device == "cuda" else 0, wait_seconds), watched(job.run):
+        return supervise_torchrun(_torchrun(job, place, log_file), job.run, environment(layout, place, token), token)
+
+
+def _takes_srun(layout: Layout, place: Place) -> bool:
+    """Whether srun has to start this command again, on each node of the Slurm job; UserError without such a job."""
     in_job, in_step = "SLURM_JOB_ID" in os.environ, "SLURM_STEP_ID" in os.environ
     if place.master or (layout.nodes == 1 and (in_step or not in_job)):
-        return _torchrun(job, place, log_file)
+        return False
     if not in_job:
         raise UserError(
             f"{layout.nodes} nodes take a Slurm job, or on each node this command with --node-rank R --master HOST:PORT"
         )
-    return _srun(layout, place)
+    return True
 
 
 def _srun(layout: Layout, place: Place) -> list[str]:
@@ -138,7 +167,7 @@ def _srun(layout: Layout, place: Place) -> list[str]:
     nodes = layout.nodes
     return [
         "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={place.threads}",
-        "--kill-on-bad-exit=1", "--overlap", "--label",
+        "--kill-on-bad-exit=1", "--overlap", "--label", "--export=ALL",
         sys.executable, "-m", "llmpipe", *sys.argv[1:], f"--master={host}:{port}",
     ]  # fmt: skip
 
@@ -150,7 +179,8 @@ def _torchrun(job: Job, place: Place, log_file: Path | None) -> list[str]:
     if layout.nodes > 1:  # c10d: ranks of a static rendezvous cannot be restarted in place
         rendezvous = [
             f"--nnodes={layout.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={place.master}",
-            f"--rdzv-id={job.run.name}", f"--rdzv-conf=is_host={int(place.node_rank == 0)}",
+            f"--rdzv-id={job.run.name}",
+            f"--rdzv-conf=is_host={int(place.node_rank == 0)},join_timeout={NODES_SECONDS}",
         ]  # fmt: skip
     return [
         sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={layout.gpus_per_node}",
@@ -159,57 +189,10 @@ def _torchrun(job: Job, place: Place, log_file: Path | None) -> list[str]:
     ]  # fmt: skip
 
 
-def environment(layout: Layout, place: Place) -> dict[str, str]:
+def environment(layout: Layout, place: Place, token: str) -> dict[str, str]:
     """What the ranks' processes find in their environment."""
     return os.environ | {
+        lease.TOKEN: token,
         "OMP_NUM_THREADS": str(max(1, place.threads // layout.gpus_per_node)),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else restarted gloo ranks call the dead attempt's ports
     }
-
-
-def _supervise(argv: list[str], run: Path, variables: dict[str, str]) -> int:
-    """Run a command to its end and return its exit status; signals become the file RUN/stop."""
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: (run / "stop").touch())
-    # In a session of its own, where neither Ctrl-C nor `scancel --full` finds it.
-    code = subprocess.Popen(argv, env=variables, preexec_fn=_shield, start_new_session=True).wait()
-    return code if code >= 0 else 128 - code
-
-
-def _shield() -> None:
-    """In the child, before it becomes the command: ignore the signals; SIGQUIT, which torchrun heeds, if we die."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(signal.SIGQUIT)
-
-
-@contextmanager
-def lease(run: Path, wait_seconds: float) -> Iterator[None]:
-    """Keep a second trainer on this machine out of the run folder; UserError when the first does not end in time."""
-    run.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + wait_seconds
-    with (run / "lease").open("a+") as file:
-        told = False
-        while not _locked(file.fileno()):
-            file.seek(0)
-            holder = file.read() or "another process"
-            if time.monotonic() > deadline:
-                raise UserError(f"{run} is being trained by {holder}: end that or wait for it, then run this again")
-            if not told:
-                log.warning("%s is being trained by %s: waiting up to %.0f s for it", run, holder, wait_seconds)
-            told = True
-            time.sleep(1)
-        file.truncate(0)
-        file.write(
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "job": os.environ.get("SLURM_JOB_ID")})
-        )
-        file.flush()
-        yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False

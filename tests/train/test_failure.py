@@ -22,6 +22,7 @@ from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe
 from llmpipe.train import failure, loop
 from llmpipe.train.job import Job
+from llmpipe.train.supervise import SIGNALS
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_one_message_says_who_where_when_and_what_to_run(job: Job, monkeypatch: 
         failure.tell(job.run, "RuntimeError: timed out", silent="rank 1 on node 0 (host-a)")
         return 1
 
-    monkeypatch.setattr(launch, "_supervise", fail)
+    monkeypatch.setattr(launch, "supervise_torchrun", fail)
     monkeypatch.setattr(sys, "argv", ["llmpipe", "finetune", "a recipe.yaml", "--tp", "2"])
     with pytest.raises(UserError) as found:
         launch.launch(job, launch.Place(), None, 0)
@@ -74,7 +75,7 @@ def test_it_is_asked_to_stop_by_the_clock(job: Job, monkeypatch: pytest.MonkeyPa
     def wait_for_stop(*_: object) -> int:
         return subprocess.call([sys.executable, "-c", WAIT, str(job.run / "stop")])
 
-    monkeypatch.setattr(launch, "_supervise", wait_for_stop)
+    monkeypatch.setattr(launch, "supervise_torchrun", wait_for_stop)
     assert launch.launch(job, launch.Place(exit_after_minutes=0.001), None, 0) == 75
 
 
@@ -109,7 +110,7 @@ def test_one_that_hangs_is_given_up_in_every_group(checkpoint: Path, dataset: Pa
 @pytest.fixture
 def same_signals() -> Iterator[None]:
     """A launcher's handlers end with the test."""
-    before = {number: signal.getsignal(number) for number in launch.SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -18,7 +18,7 @@ from llmpipe.errors import UserError
 from llmpipe.parallel.meeting import Store, meet, silent
 from llmpipe.parallel.processes import BACKENDS, die_with_parent
 from llmpipe.progress import configure_logging
-from llmpipe.train import failure
+from llmpipe.train import failure, lease
 from llmpipe.train.job import Job, read_job
 from llmpipe.train.loop import train
 
@@ -28,7 +28,7 @@ log = logging.getLogger("llmpipe.train")
 def main() -> None:
     die_with_parent(signal.SIGKILL)  # torchrun, when it is killed, cannot end its ranks
     job = read_job(Path(sys.argv[1]))
-    if failure.has_to_end(job.run):
+    if failure.has_to_end(job.run) or not lease.held(job.run):  # the launcher says why
         return
     # The log in the run folder outlives Snakemake's, which each attempt empties. What ended a rank stands there too.
     configure_logging(job.run / "log.txt", *map(Path, sys.argv[2:]))

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.files import write_json
+from llmpipe.train import lease
 
 NAME = "failure.json"
 
 
 def tell(run: Path, error: str, silent: str = "", final: bool = False) -> None:
-    """Write what ended this rank, unless another rank of this attempt was first."""
+    """Write what ended this rank, unless another rank of this attempt was first, or another trainer has the run."""
+    if not lease.held(run):
+        return
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     first = read(run)
     if first and (first["attempt"] >= attempt and first["final"] >= final):
@@ -40,11 +43,12 @@ def has_to_end(run: Path) -> bool:
     return bool(told and told["final"])
 
 
-def digest(run: Path) -> str:
+def digest(run: Path, nodes: int = 1) -> str:
     """What the launcher says: which rank failed first, where, why, after which step."""
     told = read(run)
     if not told:
-        return "a rank ended without a word (killed, perhaps for its memory)"
+        absent = f", or not all of the {nodes} nodes were there" if nodes > 1 else ""
+        return f"a rank ended without a word (killed, perhaps for its memory){absent}"
     said = f"rank {told['rank']} on {told['host']}: {told['error']}"
     if told["silent"]:
         said = f"{told['silent']} did not answer and hangs or is dead; then {said}"

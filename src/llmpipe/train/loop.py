@@ -14,7 +14,7 @@ from llmpipe.errors import UserError
 from llmpipe.model.dropout import micro_batch_seeds
 from llmpipe.parallel.compat import set_timeouts
 from llmpipe.parallel.groups import Groups
-from llmpipe.train import state
+from llmpipe.train import lease, state
 from llmpipe.train.batches import Batches
 from llmpipe.train.determinism import deterministic_kernels
 from llmpipe.train.faults import ASKED, NOT_FINITE, OVERFLOW
@@ -42,6 +42,7 @@ def _train(job: Job) -> bool:
     start = time.monotonic()
     finished = run_steps(trainer, first_step)
     if finished:
+        check_lease(job)
         tokens = Batches(job.recipe).total * job.recipe.seq_len
         summary = {"steps": job.recipe.steps, "tokens": tokens, "seconds": round(time.monotonic() - start, 3)}
         publish(job, trainer.model, trainer.model.shape, trainer.groups, summary)
@@ -62,6 +63,7 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
         if trainer.evaluation and is_due(recipe.eval_every, done):
             told.measured.update(trainer.evaluation.run(trainer.model))
             observer.lap("evaluate")
+        check_lease(job)
         metrics.add(told)
         if trainer.watch.has_to_go_back:
             go_back(trainer, done, saver, metrics)
@@ -173,6 +175,16 @@ def orders(job: Job, minutes: float) -> tuple[bool, bool]:
     dist.broadcast(told, src=0)
     stop, save = told.tolist()
     return bool(stop), bool(save)
+
+
+def check_lease(job: Job) -> None:
+    """UserError on all ranks if another trainer has taken the run over. Rank 0 looks and all hear: they act alike."""
+    told = torch.zeros((), dtype=torch.int64)
+    if dist.get_rank() == 0:
+        told.fill_(not lease.held(job.run))
+    dist.broadcast(told, src=0)
+    if told:
+        raise UserError(lease.lost(job.run))
 
 
 def asked_to_stop(run: Path) -> bool:

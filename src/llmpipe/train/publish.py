@@ -15,6 +15,7 @@ from llmpipe.data.dataset.manifest import template_of
 from llmpipe.families import Shape
 from llmpipe.files import atomic_file, fsync, fsync_directory, write_json
 from llmpipe.parallel.groups import Groups
+from llmpipe.train import lease
 from llmpipe.train.job import Job
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -51,6 +52,7 @@ def _publish_weights(job: Job, model: nn.Module, groups: Groups) -> str:
     if dist.get_rank() == 0:
         source = {"checkpoint": job.model_digest(), "job": job.digest(), "tp": layout.tp, "pp": layout.pp}
         rank_files.finish(part, Path(job.model), "weights", source, dict(pair for pair in hashes if pair))
+        lease.check(job.run)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         fsync_directory(job.run)

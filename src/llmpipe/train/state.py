@@ -19,6 +19,7 @@ from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES
 from llmpipe.model.load import local_slices
 from llmpipe.parallel.compat import Piece
+from llmpipe.train import lease
 from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
@@ -37,6 +38,7 @@ def resume(job: Job, optimizer: Optimizer, watch: Watch) -> int:
     directory = newest(job, job.recipe.steps)
     step = load(directory, optimizer, watch) if directory else 0
     if dist.get_rank() == 0:
+        lease.check(job.run)
         # What stands in live.jsonl now may go on beyond the checkpoint, or be of other inputs.
         job.live.write_bytes((directory / job.live.name).read_bytes() if directory else b"")
         if directory:
