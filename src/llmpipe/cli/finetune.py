@@ -2,11 +2,18 @@
 
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmpipe.cli import LOG_FILE, with_log
+from llmpipe.cli import EXPERIMENT_VARIABLE, LOG_FILE, URI_VARIABLE, with_log
+
+if TYPE_CHECKING:
+    from llmpipe.launch import Place
+    from llmpipe.layout import Layout
+    from llmpipe.train.job import Job
 
 _COUNT, _MINUTES, _POSITIVE = click.IntRange(min=0), click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
 
@@ -47,7 +54,9 @@ _COUNT, _MINUTES, _POSITIVE = click.IntRange(min=0), click.FloatRange(min=0), cl
 @click.option("--node-rank", default=0, envvar="SLURM_NODEID", help="Without a scheduler: which node this is.")
 @click.option("--master", help="Without a scheduler: HOST:PORT of node 0.")
 @click.option("--threads", type=int, help="CPU threads of this node for all its ranks; default: all it may use.")
-@click.option("--wait", default=600.0, show_default=True, help="Seconds to wait for another trainer of this run.")
+@click.option(
+    "--wait", default=600.0, show_default=True, help="Seconds to wait for another trainer of the run, node 0, GPUs."
+)
 @click.option("--exit-at-step", type=_COUNT, default=0, help="Save and leave after this step, exit status 75.")
 @click.option("--exit-after-minutes", type=_MINUTES, default=0.0, help="Save and leave after these, exit status 75.")
 @click.option(
@@ -58,33 +67,14 @@ _COUNT, _MINUTES, _POSITIVE = click.IntRange(min=0), click.FloatRange(min=0), cl
 )
 @click.option("--all-ranks", is_flag=True, help="Each rank writes the seconds and memory of its steps, in RUN/ranks.")
 @click.option("--profile-steps", metavar="N[-N]", help="Trace these steps on each rank, in RUN/profile, for Perfetto.")
+@click.option("--track-uri", envvar=URI_VARIABLE, help="MLflow's tracking store, where the training is then seen live.")
+@click.option(
+    "--track-experiment", default="llmpipe", show_default=True, envvar=EXPERIMENT_VARIABLE, help="MLflow's experiment."
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, tell layout, memory and first batch, start nothing.")
 @with_log
 @click.pass_context
-def command(
-    ctx: click.Context,
-    recipe: Path,
-    model: Path,
-    data: tuple[str, ...],
-    output: Path,
-    split: str | None,
-    validation: tuple[str, ...],
-    test: tuple[str, ...],
-    pp_layers: str | None,
-    config_files: tuple[str, ...],
-    node_rank: int,
-    master: str | None,
-    threads: int | None,
-    wait: float,
-    exit_at_step: int,
-    exit_after_minutes: float,
-    timeout_minutes: float,
-    restarts: int,
-    all_ranks: bool,
-    profile_steps: str | None,
-    dry_run: bool,
-    **layout: int | str,
-) -> None:
+def command(ctx: click.Context, dry_run: bool, wait: float, **given: Any) -> None:
     """Train MODEL on datasets by a RECIPE, resuming by itself; starts its own processes.
 
     Exit status 0: trained and published in RUN (weights/, metrics.jsonl, run.json); 75: stopped as asked (Ctrl-C,
@@ -96,42 +86,70 @@ def command(
           --data results/models/tiny_llama/corpora/tiny_llama --output scratch/run \\
           --tp 2 --pp 2 --gpus-per-node 4 --micro-batch 8 --device cpu
     """
-    from llmpipe.config import parse_data
-    from llmpipe.launch import Place, launch
-    from llmpipe.layout import Layout, parse_layers
-    from llmpipe.recipe import Recipe
-    from llmpipe.train.job import Job, job_split, parse_steps
+    from llmpipe.launch import launch
     from llmpipe.train.preflight import preflight
     from llmpipe.verify.card import require_card
+
+    job = _job(**given)
+    preflight(job)
+    require_card(Path(job.model))
+    if dry_run:
+        from llmpipe.train.dry_run import told
+
+        click.echo(told(job, colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+        return
+    ctx.exit(launch(job, _place(given), ctx.meta[LOG_FILE], wait))
+
+
+def _job(
+    recipe: Path,
+    model: Path,
+    output: Path,
+    data: tuple[str, ...],
+    validation: tuple[str, ...],
+    test: tuple[str, ...],
+    split: str | None,
+    profile_steps: str | None,
+    config_files: tuple[str, ...],
+    **given: Any,
+) -> "Job":
+    """What is to be trained; the other options have the names of the fields that they fill."""
+    from llmpipe.config import parse_data
+    from llmpipe.recipe import Recipe
+    from llmpipe.train.job import Job, job_split, parse_steps
     from llmpipe.yaml_file import load
 
-    job = Job(
+    return Job(
         recipe=load(Recipe, recipe),
-        layout=Layout(**layout, pp_layers=[*parse_layers(pp_layers)]).resolved(),  # type: ignore[arg-type]
+        layout=_layout(given),
         model=str(model),
         data=parse_data(data),
         split=job_split(split, held_out=bool(validation or test)),
         validation=parse_data(validation, "--validation"),
         test=parse_data(test, "--test"),
         output=str(output),
-        exit_at_step=exit_at_step,
-        timeout_minutes=timeout_minutes,
-        all_ranks=all_ranks,
         profile_steps=parse_steps(profile_steps),
         config_files=[str(recipe), *config_files],
+        **_named(Job, given),
     )
-    preflight(job)
-    require_card(model)
-    if dry_run:
-        from llmpipe.train.dry_run import told
 
-        click.echo(told(job, colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
-        return
-    place = Place(
-        node_rank=node_rank,
-        master=master,
-        threads=threads or len(os.sched_getaffinity(0)),
-        restarts=restarts,
-        exit_after_minutes=exit_after_minutes,
-    )
-    ctx.exit(launch(job, place, ctx.meta[LOG_FILE], wait))
+
+def _layout(given: dict[str, Any]) -> "Layout":
+    """How the processes share the work."""
+    from llmpipe.layout import Layout, parse_layers
+
+    pp_layers = [*parse_layers(given.pop("pp_layers"))]
+    return Layout(pp_layers=pp_layers, **_named(Layout, given)).resolved()
+
+
+def _place(given: dict[str, Any]) -> "Place":
+    """Which node this is, and what of it the ranks may use."""
+    from llmpipe.launch import Place
+
+    threads = given.pop("threads") or len(os.sched_getaffinity(0))
+    return Place(threads=threads, **_named(Place, given))
+
+
+def _named(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that have the names of a dataclass's fields."""
+    return {field.name: given[field.name] for field in fields(kind) if field.name in given}
