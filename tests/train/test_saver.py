@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from jobs import RECIPE, assert_same_weights, make_job, run_job
 
 from llmpipe.parallel.processes import run_ranks
@@ -103,3 +104,25 @@ def test_one_is_due_by_the_clock(checkpoint, dataset, tmp_path) -> None:
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe)
     run_job(job)
     assert whole(job) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
+def train_with_a_rank_that_hangs_in_a_save(job: Job) -> bool:
+    """Rank 1 does not come to the end of the checkpoint of step 2."""
+    own_hashes = saver._own_hashes
+
+    def hang(directory: Path) -> dict[str, str]:
+        if dist.get_rank() == 1:
+            time.sleep(60)
+        return own_hashes(directory)
+
+    saver._own_hashes, saver.WRITE_MINUTES = hang, 0.02
+    return train(job)
+
+
+def test_one_that_a_rank_does_not_end_ends_the_attempt(undisturbed, checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=SHORT, dp=2)
+    with pytest.raises(RuntimeError, match=r"rank 0 of 2 failed(.|\n)*([Tt]imed out|timeout)"):
+        run_ranks(train_with_a_rank_that_hangs_in_a_save, 2, replace(job, timeout_minutes=0.02))
+    assert whole(job) == []
+    run_job(job)
+    assert_same_weights(undisturbed.run / "weights", job.run / "weights")

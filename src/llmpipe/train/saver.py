@@ -1,13 +1,15 @@
 """Checkpoints written beside the training: it waits only while its state is copied to this machine's memory.
 
 One is under way at a time. Its files are written, hashed and forced to the disk by a thread of each rank; the
-manifest is written when all have done so. One that fails is said and given up: the next one tries again.
+manifest is written when all have done so. One that fails is said and given up: the next one tries again. Where a rank
+does not answer the others, this attempt of the training ends instead: no later save could succeed.
 """
 
 import logging
 import shutil
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -18,13 +20,16 @@ from torch.distributed.checkpoint.api import CheckpointException  # not an Excep
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from llmpipe.checkpoint import manifest
+from llmpipe.errors import UserError
 from llmpipe.files import fsync, sha256
 from llmpipe.parallel.compat import Piece
-from llmpipe.train import state
+from llmpipe.train import lease, state
 from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
 
+WRITE_MINUTES = 30.0
+"""How long a rank waits, at the least, for the files of another one: a busy disk takes longer than a step's sums."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -35,9 +40,12 @@ class Saver:
     def __init__(self, job: Job, optimizer: Optimizer, watch: Watch):
         self.job, self.optimizer, self.watch = job, optimizer, watch
         # Of its own: threads that meet in the training's groups lock each other up.
-        self.group: dist.ProcessGroup = dist.new_group(backend="gloo")  # type: ignore[assignment]  # all ranks are in it
+        timeout = timedelta(minutes=max(job.timeout_minutes, WRITE_MINUTES))
+        self.group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[assignment]
         self.buffers: dict[str, torch.Tensor] = {}
         self.thread: Thread | None = None
+        self.broken: Exception | None = None
+        """What the ranks' group failed of, for good."""
         self.started = time.monotonic()
         self.saved = 0
         """The step of the last one that rank 0 published."""
@@ -58,10 +66,12 @@ class Saver:
         self.thread.start()
 
     def wait(self) -> None:
-        """Until none is under way."""
+        """Until none is under way; raises where none can ever be again."""
         if self.thread:
             self.thread.join()
             self.thread = None
+        if self.broken:
+            raise self.broken
 
     def _snapshot(self) -> dict[str, Piece]:
         """This rank's state as it is now, in memory that the next snapshot takes again."""
@@ -84,19 +94,24 @@ class Saver:
             dcp_save({**pieces}, checkpoint_id=directory, process_group=self.group)
             hashes = self._together(lambda: _own_hashes(directory))
             if lead:
+                lease.check(self.job.run)
                 known = {name: digest for of_rank in hashes for name, digest in of_rank.items()}
                 manifest.write(directory, "training_checkpoint", told, {**known})
                 self.saved = step
                 self._prune(directory.parent, step)
                 log.info("step %s: saved %s", step, directory)
-        except (Exception, CheckpointException) as error:  # a full disk, say: it may not end the training
+        except (OSError, UserError, CheckpointException) as error:  # a full disk, say: it may not end the training
             if lead:
-                shutil.rmtree(directory, ignore_errors=True)
+                if lease.held(self.job.run):  # else the folder may be the other trainer's
+                    shutil.rmtree(directory, ignore_errors=True)
                 said = _said(error)
                 log.warning("step %s: not saved in %s: %s; the next checkpoint tries again", step, directory, said)
+        except Exception as error:
+            self.broken = error
 
     def _make(self, directory: Path, metrics_size: int) -> None:
         """The empty folder with the metrics up to here."""
+        lease.check(self.job.run)
         shutil.rmtree(directory, ignore_errors=True)  # left by a killed attempt
         directory.mkdir(parents=True)
         with self.job.live.open("rb") as live:
