@@ -58,6 +58,11 @@ def test_a_run_with_held_out_corpora_of_its_own(tmp_path: Path) -> None:
         (Recipe, RECIPE % ", betas: 0.9", "betas is 0.9, but has to be a list"),
         (Recipe, RECIPE % ", isolate_documents: 'no'", "isolate_documents is 'no', but has to be true or false"),
         (Recipe, RECIPE % ", save_every: 0", "given.yaml: save_every is 0, but has to be 1 or more"),
+        (
+            Recipe,
+            RECIPE % ", seed: -1",
+            "seed is -1, but has to be from 0 to 4294967295, as NumPy's generator takes it",
+        ),
         (Recipe, RECIPE % ", clip: 0", "given.yaml: clip is 0.0, but has to be above 0"),
         (Recipe, RECIPE % ", eps: -1", "given.yaml: eps is -1.0, but has to be above 0"),
         (Recipe, RECIPE % ", clip: .inf", "given.yaml: clip is inf, but has to be above 0"),

@@ -171,10 +171,8 @@ class Recipe:
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """What forward and backward compute in."""
     parameters: Literal["bf16", "fp32"] = "fp32"
-    """What the model's shards are kept in. With fp32 they are the master weights themselves."""
-    master_weights: bool = True
-    """With bf16 parameters: the optimizer has fp32 copies, and fp32 state. false: it steps the bf16 parameters, whose
-    small changes are lost to rounding, and has bf16 state."""
+    """What the optimizer keeps weights and its state in. fp32: master weights, of which the model computes with a
+    rounded copy. bf16: half the memory, but changes below a weight's last digit are lost to rounding."""
     gradients: Literal["bf16", "fp32"] = "fp32"
     """What gradients are summed up in over micro-batches and ranks."""
     loss_scale: LossScale = field(default_factory=LossScale)
@@ -240,6 +238,8 @@ class Recipe:
         for name in ("save_minutes", "milestones", "check_replicas_every", "eval_every", "eval_batches"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}, but has to be 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}, but has to be from 0 to {2**32 - 1}, as NumPy's generator takes it")
         if any(step < 1 for step in self.skip_steps):
             raise UserError(f"skip_steps is {self.skip_steps}, but steps count from 1")
         for name in ("lr", "clip", "eps"):
@@ -255,7 +255,7 @@ class Recipe:
             raise UserError(f"schedule.decay is {self.schedule.decay}, but there are only {self.steps} steps")
         if self.batch_ramp:
             self.batch_ramp.check(self.global_batch)
-        if "adamw" in self.apex and not self.master_weights:
-            raise UserError("apex: adamw keeps fp32 state, master_weights: false keeps bf16: leave one of them out")
+        if "adamw" in self.apex and self.parameters == "bf16":
+            raise UserError("apex: adamw keeps fp32 state, parameters: bf16 keeps bf16: leave one of them out")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas is {self.betas}, but has to be two numbers from 0 to below 1, as [0.9, 0.95]")

@@ -113,5 +113,5 @@ def test_an_apex_without_kernels_is_refused(apex) -> None:
 
 
 def test_apex_and_bf16_state_exclude_each_other() -> None:
-    with pytest.raises(UserError, match="apex: adamw keeps fp32 state, master_weights: false keeps bf16"):
-        replace(RECIPE, apex=["adamw"], parameters="bf16", master_weights=False)
+    with pytest.raises(UserError, match="apex: adamw keeps fp32 state, parameters: bf16 keeps bf16"):
+        replace(RECIPE, apex=["adamw"], parameters="bf16")

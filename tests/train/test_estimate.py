@@ -1,20 +1,29 @@
 """The memory estimate against transformers' parameter counts and against what autograd really keeps."""
 
+import gc
 import json
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from jobs import RECIPE, make_job
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+from llmpipe.checkpoint.formats import open_source
 from llmpipe.families import Shape, from_hf_config, named_size
 from llmpipe.layout import Layout
 from llmpipe.model.layer import Layer
 from llmpipe.model.packed import Packed
 from llmpipe.model.rope import rope_table
+from llmpipe.parallel.data import before_micro_batch, local
 from llmpipe.parallel.groups import ContextParallel, TensorParallel
+from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe
 from llmpipe.train.estimate import estimate, layer_activations, micro_batches_in_flight
+from llmpipe.train.job import Job
+from llmpipe.train.setup import prepare
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -29,10 +38,62 @@ def test_states_of_llama_2_7b_on_eight_gpus() -> None:
     need = estimate(named_size("llama2_7b"), recipe(), layout, 0, num_micro_batches=1)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     outside = count - 32 * layer
-    # fp32 parts, and in bf16 whole: what is outside of layers, and two layers at a time
-    assert need.parameters == pytest.approx(count / 8 * 4 + 2 * (outside + 2 * layer))
-    assert need.gradients == count / 8 * 4 and need.optimizer == count / 8 * 8
-    assert estimate(named_size("llama2_7b"), recipe(), layout, 0, 8).gradients == count * 4
+    assert need.parameters == need.gradients == count / 8 * 4 and need.optimizer == count / 8 * 8
+    # in bf16 whole: what is outside of layers, and two layers at a time
+    assert need.gathered == pytest.approx(2 * (outside + 2 * layer))
+    assert estimate(named_size("llama2_7b"), recipe(), layout, 0, 8) == need
+
+
+def held_by_tensors() -> int:
+    """The bytes of all tensors of this process, and of their gradients: Python knows of those only when it asks."""
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    gradients = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    storages = [local(tensor).untyped_storage() for tensor in (*tensors, *gradients)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def held_in_a_step(job: Job) -> tuple[int, int, int]:
+    """Bytes: of weights and gradients before the last micro-batch, and before the optimizer; of its state."""
+    before = held_by_tensors()
+    trainer = prepare(job)
+    batch = trainer.loader.step(0)
+    for i, (tokens, cu_seqlens, labels, weights) in enumerate(batch.micro_batches()):
+        before_micro_batch(trainer.model[0], job.layout, is_last=i == 1)
+        trainer.model[0](tokens, cu_seqlens, labels, weights).backward()
+        trainer.model.hits.clear()
+        if i == 0:
+            in_passes = held_by_tensors() - before
+    trainer.optimizer.reduce_and_clip()
+    of_step = held_by_tensors() - before
+    trainer.optimizer.step(1e-3, 0.1)
+    state = [value for of_one in trainer.optimizer.adamw.state.values() for value in of_one.values() if value.ndim]
+    return in_passes, of_step, sum(tensor.nbytes for tensor in state)
+
+
+def held_by_kinds_of_numbers(job: Job, recipes: list[Recipe]) -> list[tuple[int, int, int]]:
+    return [held_in_a_step(replace(job, recipe=recipe)) for recipe in recipes]
+
+
+@pytest.mark.parametrize("kind", ["alone", "full", "optimizer", "plain"])
+def test_every_kind_of_numbers_takes_what_is_estimated(kind, checkpoint, dataset, tmp_path) -> None:
+    """What tensors really take, before the second of two micro-batches and before the optimizer's step."""
+    numbers = [
+        {"precision": precision, "parameters": parameters, "gradients": gradients}
+        for precision, parameters, gradients in product(("fp32", "bf16", "fp16"), ("fp32", "bf16"), ("fp32", "bf16"))
+    ]
+    layout = {"micro_batch": 4} if kind == "alone" else {"dp": 2, "data_parallel": kind}
+    recipes = [replace(RECIPE, **given) for given in numbers]
+    job = make_job(checkpoint, dataset, tmp_path / "run", **layout)
+    shape = open_source(checkpoint).shape
+    for given, (in_passes, of_step, state) in zip(
+        recipes, run_ranks(held_by_kinds_of_numbers, job.layout.processes, job, recipes)[0], strict=True
+    ):
+        need = estimate(shape, given, job.layout, 0, 2)
+        stays = 0 if job.layout.gathers_again else need.gathered
+        held = max(in_passes, of_step + stays)
+        assert held == pytest.approx(need.parameters + stays + need.gradients, abs=12_000), given
+        assert state == pytest.approx(need.optimizer, rel=0.01), given
 
 
 def test_stages_and_slices_add_up_to_the_model() -> None:

@@ -21,8 +21,7 @@ from llmpipe.train.job import Job
 from llmpipe.train.loop import run_steps
 from llmpipe.train.setup import prepare
 
-HALF = replace(RECIPE, precision="bf16", parameters="bf16")
-SLOW = replace(HALF, steps=5, lr=1e-5, schedule=Schedule(kind="constant"), weight_decay=0.0)
+SLOW = replace(RECIPE, precision="bf16", steps=5, lr=1e-5, schedule=Schedule(kind="constant"), weight_decay=0.0)
 
 
 def held(job: Job) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def test_master_weights_keep_what_bf16_loses(checkpoint, dataset, tmp_path) -> N
 
 
 def test_without_them_steps_below_half_a_unit_in_the_last_place_are_lost(checkpoint, dataset, tmp_path) -> None:
-    job = make_job(checkpoint, dataset, tmp_path / "run", replace(SLOW, master_weights=False))
+    job = make_job(checkpoint, dataset, tmp_path / "run", replace(SLOW, parameters="bf16"))
     (found,) = run_ranks(held, 1, job)
     assert found["dtypes"] == ({"torch.bfloat16"}, {"torch.bfloat16"})
     for key, start in found["before"].items():
@@ -111,18 +110,18 @@ def test_gradients_of_micro_batches_are_summed_in_fp32_or_in_bf16() -> None:
     assert 1e-3 < rounded < 5e-2  # 31 roundings of 2⁻⁹ at most each
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradients": "bf16"}, {"master_weights": False, "gradients": "bf16"}])
-def test_bf16_parameters_follow_fp32_ones(changes: dict, checkpoint, dataset, tmp_path) -> None:
+@pytest.mark.parametrize("keys", [["parameters"], ["gradients"], ["parameters", "gradients"]], ids=str)
+def test_what_is_kept_in_bf16_follows_fp32(keys: list[str], checkpoint, dataset, tmp_path) -> None:
     recipe = replace(RECIPE, steps=5, precision="bf16")
     plain = losses(run_job(make_job(checkpoint, dataset, tmp_path / "plain", recipe)))
-    lines = run_job(
-        make_job(checkpoint, dataset, tmp_path / "bf16", replace(recipe, parameters="bf16", **changes), tp=2)
-    )
+    changed = replace(recipe, **dict.fromkeys(keys, "bf16"))
+    lines = run_job(make_job(checkpoint, dataset, tmp_path / "bf16", changed, tp=2))
     torch.testing.assert_close(losses(lines), plain, rtol=1e-2, atol=0)
 
 
-def test_master_weights_resume_to_the_bit(checkpoint, dataset, tmp_path) -> None:
-    recipe = replace(HALF, steps=12)
+@pytest.mark.parametrize("parameters", ["fp32", "bf16"])
+def test_bf16_resumes_to_the_bit(parameters, checkpoint, dataset, tmp_path) -> None:
+    recipe = replace(RECIPE, steps=12, precision="bf16", parameters=parameters)
     whole = make_job(checkpoint, dataset, tmp_path / "whole", recipe, dp=2)
     lines = run_job(whole)
     half = make_job(checkpoint, dataset, tmp_path / "half", replace(recipe, save_every=10), dp=2)

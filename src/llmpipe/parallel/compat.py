@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.fsdp import FSDPModule
 
 # 2.13 warns of the older names, 2.11 lacks the newer ones.
 all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -22,6 +23,13 @@ def engine_runs(node: Any) -> bool:
         return node is not None and torch._C._will_engine_execute_node(node)
     except RuntimeError:  # it says so of a leaf whose gradient torch.autograd.grad was asked for
         return True
+
+
+def reduced_in(module: FSDPModule) -> torch.dtype:
+    """The type in which FSDP2 sums a module's gradients over ranks."""
+    dtype = module._get_fsdp_state()._mp_policy.reduce_dtype
+    assert dtype
+    return dtype
 
 
 def set_timeouts(timeout: timedelta) -> None:

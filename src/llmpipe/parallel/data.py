@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from llmpipe.layout import Layout
+from llmpipe.parallel.compat import reduced_in
 from llmpipe.parallel.groups import Groups
 
 _BUCKET = 1 << 25  # elements that are all-reduced at once
@@ -32,7 +34,7 @@ def distribute(model: nn.Module, groups: Groups, compute: torch.dtype, gradients
     layers: nn.ModuleDict = model.layers  # type: ignore[assignment]
     for module in (*layers.values(), model):
         # The last one's weights are needed again at once, by its own backward.
-        reshard = _gathers_again(groups) and module is not model
+        reshard = groups.layout.gathers_again and module is not model
         fully_shard(module, mesh=groups.sharding, mp_policy=policy, reshard_after_forward=reshard)
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
@@ -44,25 +46,31 @@ def _materialize(model: nn.Module, groups: Groups) -> None:
         model.to_empty(device=groups.device)
 
 
-def _gathers_again(groups: Groups) -> bool:
-    """Whether a layer's weights are whole only while it computes.
+def before_micro_batch(model: nn.Module, layout: Layout, is_last: bool) -> None:
+    """Before each micro-batch of a single stage: what is whole during a step stays so until its last backward.
 
-    With several stages they are needed again at once, by the next micro-batch.
+    Copies of what ranks share out are summed once a step, in the last backward.
     """
-    return groups.layout.data_parallel in ("full", "hybrid") and groups.layout.pp == 1
-
-
-def before_micro_batch(model: nn.Module, groups: Groups, is_last: bool) -> None:
-    """Before each micro-batch of a single stage: gradients are summed over ranks once a step, in the last backward."""
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(is_last)
-        model.set_reshard_after_backward(is_last or _gathers_again(groups))
-        model.set_is_last_backward(is_last)
+        in_parts = sums_parts(layout, kept=next(model.parameters()).dtype, summed=reduced_in(model))
+        model.set_requires_gradient_sync(is_last or in_parts)
+        model.set_requires_all_reduce(is_last)
+        model.set_reshard_after_backward(is_last or layout.gathers_again)
+        model.set_is_last_backward(is_last or in_parts)
+
+
+def sums_parts(layout: Layout, kept: torch.dtype, summed: torch.dtype) -> bool:
+    """Whether each micro-batch's gradient is shared out at once, and never whole but for a layer's.
+
+    FSDP2 adds those parts up in the type that weights are kept in, unless copies are still to be summed: where that
+    would lose digits, whole ones are added up.
+    """
+    return layout.gathers_again and (layout.copies > 1 or kept.itemsize >= summed.itemsize)
 
 
 def take_gradients(model: nn.Module, groups: Groups) -> Iterator[tuple[str, torch.Tensor]]:
     """The gradient of each parameter over all ranks, this rank's part of it; the model lets go of it."""
-    if groups.layout.shards == 1 and groups.num_data > 1:
+    if groups.layout.shards == 1 and groups.layout.num_data > 1:
         _sum(groups.data, (local(parameter.grad) for parameter in model.parameters()))
     for key, parameter in model.named_parameters():
         gradient, parameter.grad = local(parameter.grad), None

@@ -57,10 +57,6 @@ class Groups:
         return self.mesh["pp"].get_group()
 
     @property
-    def num_data(self) -> int:
-        return self.layout.num_data
-
-    @property
     def data_rank(self) -> int:
         return self.at.dp * self.layout.cp + self.at.cp
 

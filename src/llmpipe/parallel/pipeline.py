@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
+from llmpipe.layout import Layout
 from llmpipe.parallel.data import before_micro_batch
 from llmpipe.parallel.groups import Groups
 from llmpipe.parallel.schedules import MANY_STAGES_EACH, ONE_STAGE_EACH, schedule_name
@@ -53,7 +54,7 @@ class Pipeline:
         where the last stage is.
         """
         if self.groups.layout.pp == 1:
-            return _accumulate(self.stages[0], self.groups, batch, total_weight, seeds)
+            return _accumulate(self.stages[0], self.groups.layout, batch, total_weight, seeds)
         num_micro_batches = batch.tokens.shape[0]
         inputs = (batch.tokens.flatten(),) if self.groups.is_first_stage else ()  # (M·N,)
         losses: list[torch.Tensor] = []
@@ -111,13 +112,13 @@ def _its_own(loss: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 
 def _accumulate(
-    model: nn.Module, groups: Groups, batch: Batch, total_weight: torch.Tensor, seeds: torch.Tensor | None
+    model: nn.Module, layout: Layout, batch: Batch, total_weight: torch.Tensor, seeds: torch.Tensor | None
 ) -> torch.Tensor:
-    """One stage: gradients are reduced over dp once, in the last micro-batch's backward."""
+    """One stage: micro-batch after micro-batch."""
     num_micro_batches = batch.tokens.shape[0]
     loss = torch.zeros((), device=batch.tokens.device)
     for i, (tokens, cu_seqlens, labels, weights) in enumerate(batch.micro_batches()):
-        before_micro_batch(model, groups, is_last=i == num_micro_batches - 1)
+        before_micro_batch(model, layout, is_last=i == num_micro_batches - 1)
         share = model(tokens, cu_seqlens, labels, weights / total_weight, seed=None if seeds is None else seeds[i])[0]
         share.backward()
         loss += share.detach()

@@ -65,10 +65,11 @@ def _memory(job: Job, shape: Shape) -> str:
     """A line for each pipeline rank."""
     layout = job.layout
     num_micro_batches = job.recipe.global_batch // (layout.dp * layout.micro_batch)
-    lines = ["memory of a rank, an estimate, in GiB: parameters + gradients + optimizer state + activations = total"]
+    kinds = "parameters + gathered ones + gradients + optimizer state + activations = total"
+    lines = [f"memory of a rank, an estimate, in GiB: {kinds}"]
     for rank in range(layout.pp):
         need = estimate(shape, job.recipe, layout, rank, num_micro_batches)
-        parts = need.parameters, need.gradients, need.optimizer, need.activations
+        parts = need.parameters, need.gathered, need.gradients, need.optimizer, need.activations
         numbers = " + ".join(f"{part / GIB:.3g}" for part in parts)
         lines.append(f"  pipeline rank {rank}: {numbers} = {need.total / GIB:.3g}")
     return "\n".join(lines)

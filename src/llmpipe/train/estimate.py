@@ -7,13 +7,15 @@ N tokens of a micro-batch on a rank, H hidden, D head_dim.
 import math
 from dataclasses import dataclass
 
+from llmpipe.checkpoint.convert import DTYPES
 from llmpipe.families import FAMILIES, Shape, layer_of
 from llmpipe.layout import Layout
 from llmpipe.model.loss import CHUNK_TOKENS
+from llmpipe.parallel.data import sums_parts
 from llmpipe.parallel.schedules import MANY_STAGES_EACH, schedule_name
 from llmpipe.recipe import Recipe
 
-BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,9 @@ class Memory:
     """Bytes of one rank at the fullest moment of a step."""
 
     parameters: float
-    """What the rank keeps: its part, with fp32 master weights, and the whole weights that a step gathers."""
+    """The rank's part as the optimizer keeps it, and where nothing is shared out the copy that is computed with."""
+    gathered: float
+    """Whole weights during a step."""
     gradients: float
     optimizer: float
     activations: float
@@ -29,24 +33,32 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return self.parameters + self.gathered + self.gradients + self.optimizer + self.activations
 
 
 def estimate(shape: Shape, recipe: Recipe, layout: Layout, pp_rank: int, num_micro_batches: int) -> Memory:
     """The memory of a rank of this pipeline rank; the layout is resolved."""
     sizes = rank_parameters(shape, layout, pp_rank)
     whole, own = sum(sizes.values()), sum(sizes.values()) / layout.shards
-    compute = BYTES[recipe.precision]
-    kept = compute if layout.shards == 1 else BYTES[recipe.parameters]
-    master = 4 if recipe.master_weights and kept < 4 else 0
-    state = 4 if recipe.master_weights else kept
-    is_accumulated = num_micro_batches > 1 or layout.shards == 1
+    kept, compute = BYTES[recipe.parameters], BYTES[recipe.precision]
+    copied = layout.shards == 1 and recipe.precision != recipe.parameters
+    # The optimizer wants them as it keeps weights, and turns one after the other into that.
+    of_step = own * kept
+    of_passes = whole * BYTES[recipe.gradients] if _sums_whole(recipe, layout, num_micro_batches) else 0
     return Memory(
-        parameters=own * (kept + master) + compute * _gathered(sizes, layout),
-        gradients=(whole if is_accumulated else own) * BYTES[recipe.gradients],
-        optimizer=own * 2 * state,
+        parameters=own * (kept + copied * compute),
+        gathered=_gathered(sizes, layout) * compute,
+        gradients=max(of_passes, of_step),
+        optimizer=own * 2 * kept,
         activations=_activations(shape, recipe, layout, pp_rank, num_micro_batches),
     )
+
+
+def _sums_whole(recipe: Recipe, layout: Layout, num_micro_batches: int) -> bool:
+    """Whether a rank adds up whole gradients, not parts of them."""
+    if layout.shards == 1:
+        return True
+    return num_micro_batches > 1 and not sums_parts(layout, DTYPES[recipe.parameters], DTYPES[recipe.gradients])
 
 
 def rank_parameters(shape: Shape, layout: Layout, pp_rank: int) -> dict[str, int]:
@@ -61,7 +73,7 @@ def _gathered(sizes: dict[str, int], layout: Layout) -> int:
     """Elements of whole weights beside a rank's part: two layers at a time, or all where they stay for a step."""
     if layout.shards == 1:
         return 0
-    if layout.data_parallel == "optimizer" or layout.pp > 1:
+    if not layout.gathers_again:
         return sum(sizes.values())
     layers: dict[int | None, int] = {}
     for key, size in sizes.items():
@@ -106,7 +118,8 @@ def _activations(shape: Shape, recipe: Recipe, layout: Layout, pp_rank: int, num
     kept = len(cheap) * small + (len(layers) - len(cheap)) * full
     again = full if cheap else 0
     in_flight = micro_batches_in_flight(layout, pp_rank, num_micro_batches)
-    return BYTES[recipe.precision] * (kept * in_flight + again) + _loss(shape, recipe, layout, pp_rank, num_tokens)
+    passes = BYTES[recipe.precision] * (kept * in_flight + again)
+    return passes + _loss(shape, recipe, layout, pp_rank, num_tokens, num_micro_batches)
 
 
 def micro_batches_in_flight(layout: Layout, pp_rank: int, num_micro_batches: int) -> float:
@@ -121,9 +134,14 @@ def micro_batches_in_flight(layout: Layout, pp_rank: int, num_micro_batches: int
     return min(layout.pp - pp_rank, num_micro_batches)
 
 
-def _loss(shape: Shape, recipe: Recipe, layout: Layout, pp_rank: int, num_tokens: int) -> float:
-    """The head's gradient in fp32, and a chunk's logits in fp32 with their gradient: on the last pipeline rank."""
+def _loss(shape: Shape, recipe: Recipe, layout: Layout, pp_rank: int, num_tokens: int, num_micro_batches: int) -> float:
+    """On the last pipeline rank the head's gradient in fp32, and a chunk's logits in fp32 with their gradient.
+
+    The loss has the head's gradient from its forward pass on: of each other micro-batch that is under way, too.
+    """
     if pp_rank != layout.pp - 1:
         return 0
-    rows = -(-shape.vocab // layout.tp)
-    return 4 * rows * shape.hidden + min(CHUNK_TOKENS, num_tokens) * rows * (4 + BYTES[recipe.precision])
+    rows, compute = -(-shape.vocab // layout.tp), BYTES[recipe.precision]
+    others = num_micro_batches - 1 if layout.pp > 1 and layout.pp_schedule == "gpipe" else 0
+    heads = rows * shape.hidden * (4 + others * compute)
+    return heads + min(CHUNK_TOKENS, num_tokens) * rows * (4 + compute)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from llmpipe.checkpoint.convert import DTYPES
 from llmpipe.families import FAMILIES, Shape
 from llmpipe.parallel.data import drop_gathered, local, take_gradients
 from llmpipe.parallel.groups import Groups
@@ -30,9 +31,8 @@ class Optimizer:
         self.scale = DynamicScale(recipe.loss_scale if recipe.precision == "fp16" else None)
         self.skipped_steps = 0
         self.shards = {key: local(p.detach()) for key, p in model.named_parameters()}
-        keeps_fp32 = recipe.master_weights or recipe.parameters == "fp32"
-        dtype = torch.float32 if keeps_fp32 else torch.bfloat16
-        self.parameters = {key: nn.Parameter(shard.to(dtype)) for key, shard in self.shards.items()}
+        kept = DTYPES[recipe.parameters]
+        self.parameters = {key: nn.Parameter(shard.to(kept)) for key, shard in self.shards.items()}
         decayed = [p for key, p in self.parameters.items() if self._is_decayed(key, recipe)]
         plain = [p for key, p in self.parameters.items() if not self._is_decayed(key, recipe)]
         parts = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -53,11 +53,13 @@ class Optimizer:
         self._sum_over_tp()
         self._sum_tied()
         norm = self._norm() / self.scale.value
-        scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) / self.scale.value
-        for parameter in self.parameters.values():
-            assert parameter.grad is not None
-            parameter.grad.mul_(scale)
-        return norm.item()
+        clipped = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) / self.scale.value
+        factor, norm = torch.stack([clipped, norm]).tolist()
+        if factor != 1:
+            for parameter in self.parameters.values():
+                assert parameter.grad is not None
+                parameter.grad.mul_(factor)
+        return norm
 
     def step(self, lr: float, weight_decay: float) -> None:
         """One AdamW step at this rate, and decay of what has any; the gradients are gone afterwards."""

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 import llmpipe
 from llmpipe.checkpoint import manifest, rank_files
+from llmpipe.checkpoint.convert import DTYPES
 from llmpipe.data.dataset.manifest import template_of
 from llmpipe.families import Shape
 from llmpipe.files import atomic_file, fsync, fsync_directory, write_json
@@ -18,7 +19,6 @@ from llmpipe.parallel.groups import Groups
 from llmpipe.train import lease
 from llmpipe.train.job import Job
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def publish(job: Job, model: nn.Module, shape: Shape, groups: Groups, summary: dict[str, float]) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from llmpipe.checkpoint import manifest
+from llmpipe.checkpoint.convert import DTYPES
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.batches.loader import Loader
 from llmpipe.data.batches.packing import open_samples
@@ -27,7 +28,6 @@ from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.observe import Observer
 from llmpipe.train.optimizer import Optimizer
-from llmpipe.train.publish import DTYPES
 from llmpipe.train.tally import Tally
 
 
