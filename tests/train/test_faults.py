@@ -13,7 +13,7 @@ from llmpipe.checkpoint.formats import open_source
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES
 from llmpipe.parallel.processes import run_ranks
-from llmpipe.recipe import Recipe, Spike
+from llmpipe.recipe import LossScale, Recipe, Spike
 from llmpipe.train import loop
 from llmpipe.train.faults import NOT_FINITE, OVERFLOW, SPIKE, Watch
 from llmpipe.train.job import Job
@@ -140,8 +140,18 @@ def test_without_a_rule_only_what_is_no_number_is_skipped() -> None:
 
 def test_overflows_while_the_loss_scale_is_sought_are_no_reason_to_go_back() -> None:
     found = watch(roll_back_after=1)
-    assert found.judge(1, math.inf, math.inf, scale_can_shrink=True) == OVERFLOW and not found.has_to_go_back
-    assert found.judge(2, math.inf, math.inf) == NOT_FINITE and found.has_to_go_back
+    assert found.judge(1, 5.0, math.inf, scale_can_shrink=True) == OVERFLOW and not found.has_to_go_back
+    assert found.judge(2, 5.0, math.inf) == NOT_FINITE and found.has_to_go_back
+
+
+def test_a_loss_that_is_no_number_is_no_overflow_of_the_scale(checkpoint, dataset, tmp_path) -> None:
+    """The loss is summed up in fp32, and its forward pass knows of no scale: a smaller one would not help."""
+    recipe = replace(SHORT, precision="fp16", loss_scale=LossScale(initial=64.0, window=2))
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe)
+    run_ranks(train_bad, 1, job, [3, 4])
+    assert [line["skipped"] for line in lines_of(job)] == [None, None, NOT_FINITE, NOT_FINITE, None, None, None, None]
+    # two good steps in a row make it grow, whatever stands between them
+    assert [line["loss_scale"] for line in lines_of(job)] == [64, 64, 128, 128, 128, 128, 256, 256]
 
 
 @pytest.mark.parametrize(

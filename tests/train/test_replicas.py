@@ -45,6 +45,14 @@ def test_a_flipped_bit_stops_the_run(layout, key, rank, named, checkpoint, datas
         run_ranks(train_with_a_flipped_bit, 4, job, rank, key)
 
 
+def test_no_checkpoint_holds_what_ranks_disagree_on(checkpoint, dataset, tmp_path) -> None:
+    recipe = replace(CHECKED, check_replicas_every=100, save_every=1)
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, tp=4)
+    with pytest.raises(UserError, match="step 2: of the ranks"):
+        run_ranks(train_with_a_flipped_bit, 4, job, 2, "norm.weight")
+    assert [path.parent.name for path in job.checkpoints.glob("*/manifest.json")] == ["step-00000001"]
+
+
 def test_ranks_that_agree_train_on(checkpoint, dataset, tmp_path) -> None:
     assert len(run_job(make_job(checkpoint, dataset, tmp_path / "run", recipe=CHECKED, tp=2, dp=2))) == 3
 

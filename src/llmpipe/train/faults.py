@@ -28,9 +28,12 @@ class Watch:
         """Since the last step that was taken."""
 
     def judge(self, step: int, loss: float, grad_norm: float, scale_can_shrink: bool = False) -> str | None:
-        """Why the step is to be skipped; None to take it. fp16's overflows until its scale is found are no fault."""
+        """Why the step is to be skipped; None to take it.
+
+        fp16's overflows until its scale is found are no fault: of gradients, for no loss depends on the scale.
+        """
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if not finite and scale_can_shrink:
+        if math.isfinite(loss) and not finite and scale_can_shrink:
             return OVERFLOW
         if finite and not self._leaps(loss, grad_norm):
             self.taken.append([loss, grad_norm])

@@ -17,7 +17,7 @@ from llmpipe.parallel.groups import Groups
 from llmpipe.train import lease, state
 from llmpipe.train.batches import Batches
 from llmpipe.train.determinism import deterministic_kernels
-from llmpipe.train.faults import ASKED, NOT_FINITE, OVERFLOW
+from llmpipe.train.faults import ASKED
 from llmpipe.train.job import Job
 from llmpipe.train.metrics import Recorder, Step, memory_bytes
 from llmpipe.train.publish import publish
@@ -67,10 +67,11 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
         metrics.add(told)
         if trainer.watch.has_to_go_back:
             go_back(trainer, done, saver, metrics)
-        if is_due(recipe.check_replicas_every, done):
-            check_replicas(trainer.optimizer, done)
         stop, save = orders(job, saver.minutes)
-        if stop or save or done == end or is_due(recipe.save_every, done) or is_due(recipe.milestones, done):
+        save |= stop or done == end or is_due(recipe.save_every, done) or is_due(recipe.milestones, done)
+        if recipe.check_replicas_every and (save or is_due(recipe.check_replicas_every, done)):
+            check_replicas(trainer.optimizer, done)  # before a checkpoint, which could not be gone on from
+        if save:
             saver.save(done)
         observer.lap("save")
         observer.end(done)
@@ -90,7 +91,8 @@ def take_step(trainer: Trainer, step: int) -> Step:
     if step + 1 not in recipe.skip_steps:
         loss, grad_norm = gradient(trainer, step)
         skipped = trainer.watch.judge(step + 1, loss, grad_norm, scale.can_shrink)
-        scale.update(skipped not in (OVERFLOW, NOT_FINITE))
+        if math.isfinite(loss):
+            scale.update(math.isfinite(grad_norm))
     if skipped:
         optimizer.skip()
     else:

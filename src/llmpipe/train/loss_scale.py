@@ -17,7 +17,7 @@ class DynamicScale:
         return self.rule is not None and self.value > self.rule.min
 
     def update(self, finite: bool) -> None:
-        """After each step: were all ranks' loss and gradients numbers?
+        """After each step whose loss is a number: are all ranks' gradients?
 
         `window` good steps in a row make the scale grow, and give back the `hysteresis` overflows that it bears before
         it shrinks; from then on each one shrinks it.
