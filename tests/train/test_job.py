@@ -7,8 +7,9 @@ import pytest
 
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
-from llmpipe.recipe import Recipe
+from llmpipe.recipe import Recipe, Schedule
 from llmpipe.train.job import Job, job_split, read_job
+from llmpipe.train.preflight import check_steps
 
 
 def job(folder: Path, **more: object) -> Job:
@@ -34,3 +35,17 @@ def test_the_split_beside_held_out_datasets() -> None:
     assert job_split(None, held_out=True) == [1, 0, 0]
     with pytest.raises(UserError, match="--split 8,1,1 takes documents of --data away from training, but --validation"):
         job_split("8,1,1", held_out=True)
+
+
+def test_steps_that_there_are_not_are_not_traced(tmp_path: Path) -> None:
+    check_steps(job(tmp_path, profile_steps=[3, 9]))
+    with pytest.raises(UserError, match="--profile-steps 4: there are only 3 steps to trace"):
+        check_steps(job(tmp_path, profile_steps=[4, 9]))
+
+
+def test_a_warmup_beyond_the_last_step_is_said(tmp_path: Path, caplog) -> None:
+    for warmup, is_said in ((0.9, False), (3, False), (4, True)):
+        caplog.clear()
+        made = job(tmp_path)
+        check_steps(replace(made, recipe=replace(made.recipe, schedule=Schedule(warmup=warmup))))
+        assert ("goes on beyond the last of 3 steps: the rate never comes to lr 0.001" in caplog.text) is is_said

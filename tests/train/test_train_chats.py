@@ -83,21 +83,24 @@ def test_packed_chats_train_as_transformers_does_unpacked(packed, chat_model: Pa
     torch.testing.assert_close(losses(packed), expected(chat_model, packed), rtol=1e-5, atol=0)
 
 
-LAYOUTS = {
-    "alone": {"recipe": {"packing": False}},
-    "alone, 3 a micro-batch, dp2": {"recipe": {"packing": False}, "micro_batch": 3, "dp": 2},
-    "alone, 3 a micro-batch, cp2": {"recipe": {"packing": False}, "micro_batch": 3, "cp": 2},
-    "alone, tp2-pp2": {"recipe": {"packing": False}, "micro_batch": 3, "tp": 2, "pp": 2},
-    "packed, tp2-dp2": {"tp": 2, "dp": 2},
-    "packed, cp2-tp2": {"cp": 2, "tp": 2},
-}
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_alone_or_packed_it_is_the_same_training(micro_batch, packed, chat_model, chats, tmp_path) -> None:
+    """With steps that are epochs: every chat counts once, whatever stands beside it."""
+    made = job(chat_model, chats, tmp_path / "run", recipe={"packing": False}, micro_batch=micro_batch)
+    torch.testing.assert_close(losses(run_job(made)), losses(packed), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_alone_or_packed_in_any_layout_it_is_the_same_training(changes, packed, chat_model, chats, tmp_path) -> None:
-    """With steps that are epochs: every chat counts once, whoever has it and whatever stands beside it."""
-    found = run_job(job(chat_model, chats, tmp_path / "run", **changes))
-    torch.testing.assert_close(losses(found), losses(packed), rtol=1e-5, atol=0)
+def test_the_rate_counts_tokens_that_went_through_the_model(chat_model, chats, tmp_path) -> None:
+    """Chats that stand alone are padded to a multiple of 16, not to whole sequences; a skipped step has none."""
+    made = job(chat_model, chats, tmp_path / "run", recipe={"packing": False, "skip_steps": [2]})
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(chat_model / "tokenizer.model"))
+    texts = [f"[INST] {question} [/INST] {answer} " for question, answer in zip(QUESTIONS, ANSWERS, strict=True)]
+    tokens = sum(-(-(len(sp.encode(text)) + 1) // 16) * 16 for text in texts)  # BOS, and EOS is a label only
+    first, skipped, last = run_job(made)
+    for line in (first, last):
+        assert line["tokens_per_second"] == pytest.approx(tokens / line["seconds"], rel=1e-2)
+    assert tokens < 0.7 * SEQ_LEN * len(texts)
+    assert skipped["tokens_per_second"] == skipped["mfu_full"] == 0
 
 
 def test_scalar_loss_mask_weights_what_is_not_the_assistants(chat_model, chats, tmp_path) -> None:

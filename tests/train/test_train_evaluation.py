@@ -1,5 +1,6 @@
 """Evaluation while training and token accuracy, against transformers and `llmpipe evaluate`'s perplexity."""
 
+import json
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -108,6 +109,9 @@ def test_changes_nothing_of_the_training_and_is_exact_under_resume(single, check
     resumed = evaluated_job(checkpoint, dataset, tmp_path / "resumed")
     assert [line["step"] for line in run_job(replace(resumed, exit_at_step=3))] == [1, 2, 3]
     assert evaluations(run_job(resumed)) == evaluations(lines)
+    of_all_attempts = sum(line["seconds"] + line.get("eval_seconds", 0.0) for line in run_job(resumed))
+    record = json.loads((resumed.run / "run.json").read_text())
+    assert record["seconds"] == pytest.approx(of_all_attempts, abs=1e-3)
 
 
 def test_accuracy_of_a_step_is_transformers(single, checkpoint, dataset) -> None:

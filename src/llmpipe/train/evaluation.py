@@ -62,8 +62,8 @@ class Evaluation:
             self.tally.add(model, batch)
         drop_gathered(model)
         dist.all_reduce(sums)  # tp ranks all have the same, which leaves the mean as it is
-        mean = float(sums[0] / sums[1])
-        found = {"loss": mean if math.isfinite(mean) else None, "perplexity": perplexity(mean), **self.tally.take()}
+        mean, (accuracies, _) = float(sums[0] / sums[1]), self.tally.take()
+        found = {"loss": mean if math.isfinite(mean) else None, "perplexity": perplexity(mean), **accuracies}
         found["seconds"] = round(time.perf_counter() - start, 6)
         return {f"eval_{key}": value for key, value in found.items()}
 

@@ -15,7 +15,6 @@ from llmpipe.model.dropout import micro_batch_seeds
 from llmpipe.parallel.compat import set_timeouts
 from llmpipe.parallel.groups import Groups
 from llmpipe.train import lease, state
-from llmpipe.train.batches import Batches
 from llmpipe.train.determinism import deterministic_kernels
 from llmpipe.train.faults import ASKED
 from llmpipe.train.job import Job
@@ -39,13 +38,10 @@ def _train(job: Job) -> bool:
     trainer = prepare(job)
     set_timeouts(timedelta(minutes=job.timeout_minutes))
     first_step = state.resume(job, trainer.optimizer, trainer.watch)
-    start = time.monotonic()
     finished = run_steps(trainer, first_step)
     if finished:
         check_lease(job)
-        tokens = Batches(job.recipe).total * job.recipe.seq_len
-        summary = {"steps": job.recipe.steps, "tokens": tokens, "seconds": round(time.monotonic() - start, 3)}
-        publish(job, trainer.model, trainer.model.shape, trainer.groups, summary)
+        publish(job, trainer.model, trainer.model.shape, trainer.groups)
     return finished
 
 
@@ -97,10 +93,13 @@ def take_step(trainer: Trainer, step: int) -> Step:
         optimizer.skip()
     else:
         optimizer.step(lr, weight_decay(recipe, step))
-    memory, measured = most_memory(trainer.groups), trainer.tally.take()
+    memory, (measured, tokens) = most_memory(trainer.groups), trainer.tally.take()
     seconds = time.perf_counter() - start
     trainer.observer.lap("optimizer")
-    return Step(step + 1, loss, grad_norm, lr, loss_scale, skipped, optimizer.skipped_steps, measured, memory, seconds)
+    return Step(
+        number=step + 1, loss=loss, grad_norm=grad_norm, lr=lr, loss_scale=loss_scale, skipped=skipped,
+        skipped_steps=optimizer.skipped_steps, measured=measured, tokens=tokens, memory=memory, seconds=seconds,
+    )  # fmt: skip
 
 
 def gradient(trainer: Trainer, step: int) -> tuple[float, float]:

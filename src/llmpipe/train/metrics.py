@@ -3,7 +3,7 @@
     {"step": 1, "loss": 6.9, "perplexity": 992.3, "accuracy": 0.02, "assistant_accuracy": 0.03, "lr": 1e-4,
      "grad_norm": 0.8, "loss_scale": 1.0, "skipped": null, "skipped_steps": 0, "tokens": 2048, "epoch": 0.01,
      "tokens_per_second": 31000.0, "tokens_per_second_per_gpu": 3875.0, "mfu_full": 0.44, "mfu_causal": 0.41,
-     "memory_bytes": 1234, "seconds": 0.07,
+     "memory_bytes": 1234, "seconds": 0.07, "time": 1767225600.0,
      "eval_loss": 6.8, "eval_perplexity": 897.8, "eval_accuracy": 0.03, "eval_seconds": 0.5}
 
 `accuracy` is the share of trained tokens that the model found likeliest, `assistant_accuracy` that of the assistant's
@@ -12,8 +12,10 @@ are the model's arithmetic per second over the devices' peaks, in the two conven
 with `eval_` is of held-out documents, in the steps after which they were looked at (train/evaluation.py).
 `loss_scale` is 1 but in fp16. A step that was not taken says why in `skipped` (train/faults.py), null of all others;
 `skipped_steps` counts them. Its loss or norm is null where it is no number or was not computed.
-`tokens` counts from the run's start, `memory_bytes` is the peak of the fullest rank. Each checkpoint keeps the lines
-up to it, and a resumed run goes on from those: every step stands there once, whatever happened.
+`tokens` counts whole sequences from the run's start, `tokens_per_second` what went through the model: less where chats
+are not packed, none in a step that was asked to be skipped. `memory_bytes` is the peak of the fullest rank. Each
+checkpoint keeps the lines up to it, and a resumed run goes on from those: every step stands there once, whatever
+happened. `time` is when the step ended, in seconds since 1970.
 """
 
 import json
@@ -87,7 +89,13 @@ def memory_bytes(device: torch.device) -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-@dataclass(frozen=True, slots=True)
+def seconds_of(metrics: Path) -> float:
+    """What all steps took together with their evaluations, whichever attempt took them."""
+    lines = (json.loads(line) for line in metrics.read_text().splitlines())
+    return sum(line["seconds"] + line.get("eval_seconds", 0.0) for line in lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What one step was like."""
 
@@ -103,6 +111,8 @@ class Step:
     """So far."""
     measured: dict[str, float | None]
     """Accuracies, and what an evaluation found."""
+    tokens: int
+    """That went through the model."""
     memory: int
     """Bytes."""
     seconds: float
@@ -129,7 +139,7 @@ class Recorder:
         """One step's line."""
         if not self.is_lead:
             return
-        rate = len(self.batches.of_step(step.number - 1)) * self.seq_len / step.seconds
+        rate = step.tokens / step.seconds
         with self.live.open("a") as file:
             file.write(json.dumps(self._line(step, rate)) + "\n")
         self.bar.add(1, f"loss {step.loss:.4f}, {rate:,.0f} tokens/s")
@@ -153,6 +163,7 @@ class Recorder:
             **{f"mfu_{name}": round(per_gpu * each / self.peak, 4) for name, each in self.flops.items()},
             "memory_bytes": step.memory,
             "seconds": round(step.seconds, 6),
+            "time": round(time.time(), 3),
         }
 
     def pass_over(self, step: int) -> None:

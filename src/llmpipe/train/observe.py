@@ -5,6 +5,7 @@
 """
 
 import json
+import logging
 import time
 
 import torch
@@ -14,6 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from llmpipe.files import write_text
 from llmpipe.train.job import Job
 from llmpipe.train.metrics import memory_bytes
+
+log = logging.getLogger(__name__)
 
 PHASES = ("data", "forward_backward", "reduce", "optimizer", "evaluate", "save")
 
@@ -33,6 +36,8 @@ class Observer:
 
     def resume(self, step: int) -> None:
         """The steps up to this one are done: what stands of later ones is of an attempt that was cut off."""
+        if 0 < self.first <= step and not self.trace.exists():
+            log.warning("steps %s to %s are not traced: training goes on after step %s", self.first, self.last, step)
         if self.lines:
             self.lines.parent.mkdir(exist_ok=True)
             kept = self.lines.read_text().splitlines(keepends=True) if self.lines.is_file() else []

@@ -21,6 +21,7 @@ from llmpipe.train.apex import check_apex
 from llmpipe.train.batches import Batches
 from llmpipe.train.evaluation import held_out_data
 from llmpipe.train.job import Job
+from llmpipe.train.schedule import warmup_samples
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,19 @@ def check_size(size: int, recipe: Recipe, layout: Layout) -> None:
     check_micro_batches(layout, size, key)
 
 
+def check_steps(job: Job) -> None:
+    """UserError for steps to trace that there are not; a warning for a warmup that never ends."""
+    recipe, batches = job.recipe, Batches(job.recipe)
+    if job.profile_steps and job.profile_steps[0] > recipe.steps:
+        raise UserError(f"--profile-steps {job.profile_steps[0]}: there are only {recipe.steps} steps to trace")
+    if warmup_samples(recipe, batches) > batches.total:
+        log.warning(
+            "the schedule's warmup goes on beyond the last of %s steps: the rate never comes to lr %s",
+            recipe.steps,
+            recipe.lr,
+        )
+
+
 def check_halves(job: Job) -> None:
     """UserError for what a zero-bubble schedule, which runs a backward pass in two halves, would do twice or cannot."""
     if job.layout.pp > 1 and job.layout.pp_schedule == "zero-bubble":
@@ -65,11 +79,28 @@ def check_halves(job: Job) -> None:
                 )
 
 
+def check_data(job: Job, vocab: int) -> None:
+    """UserError for datasets that are damaged, have nothing to train or evaluate on, or do not fit the model."""
+    tokenizer = find_tokenizer(Path(job.model))
+    for prefix in job.data:
+        check_part(Path(prefix), job.split, "train", job.recipe.seq_len)
+    if job.recipe.eval_every:
+        data, split = held_out_data(job)
+        for prefix in data:
+            check_part(prefix, split, "validation", job.recipe.seq_len)
+    for prefix in job.data | job.validation | job.test:
+        manifest.check(Path(prefix))
+        if tokenizer:
+            check_tokenizer(Path(prefix), tokenizer)
+        check_vocab(Path(prefix), vocab)
+
+
 def preflight(job: Job) -> None:
     """UserError for a job that cannot work; logs the batch's arithmetic as one sentence."""
     recipe, layout = job.recipe, job.layout
     check_device(layout)
     layout.check_training()
+    check_steps(job)
     check_halves(job)
     shape = open_source(Path(job.model)).shape
     shape.check_split(layout.tp, layout.stages)
@@ -80,18 +111,7 @@ def preflight(job: Job) -> None:
     check_tokens(layout, recipe.seq_len)
     if recipe.seq_len > longest_text(shape):
         raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {longest_text(shape)} positions")
-    tokenizer = find_tokenizer(Path(job.model))
-    for prefix in job.data:
-        check_part(Path(prefix), job.split, "train", recipe.seq_len)
-    if recipe.eval_every:
-        data, split = held_out_data(job)
-        for prefix in data:
-            check_part(prefix, split, "validation", recipe.seq_len)
-    for prefix in job.data | job.validation | job.test:
-        manifest.check(Path(prefix))
-        if tokenizer:
-            check_tokenizer(Path(prefix), tokenizer)
-        check_vocab(Path(prefix), shape.vocab)
+    check_data(job, shape.vocab)
     log.info(
         "%s steps of %s sequences x %s tokens = %s tokens;"
         " %s processes = tp %s x pp %s x cp %s x dp %s, each with %s micro-batches of %s",

@@ -17,17 +17,18 @@ from llmpipe.families import Shape
 from llmpipe.files import atomic_file, fsync, fsync_directory, write_json
 from llmpipe.parallel.groups import Groups
 from llmpipe.train import lease
+from llmpipe.train.batches import Batches
 from llmpipe.train.job import Job
+from llmpipe.train.metrics import seconds_of
 
 
-
-def publish(job: Job, model: nn.Module, shape: Shape, groups: Groups, summary: dict[str, float]) -> None:
+def publish(job: Job, model: nn.Module, shape: Shape, groups: Groups) -> None:
     """Publish the run; all ranks call it together."""
     digest = _publish_weights(job, model, groups)
     if dist.get_rank() == 0:
         with atomic_file(job.run / "metrics.jsonl") as file:
             file.write(job.live.read_bytes())
-        write_json(job.run / "run.json", _record(job, shape, digest, summary))
+        write_json(job.run / "run.json", _record(job, shape, digest))
     dist.barrier()
 
 
@@ -66,9 +67,9 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
-def _record(job: Job, shape: Shape, digest: str, summary: dict[str, float]) -> dict[str, object]:
+def _record(job: Job, shape: Shape, digest: str) -> dict[str, object]:
     """run.json: what was run, on what, hashes, why it ended."""
-    digests = job.data_digests()
+    digests, recipe = job.data_digests(), job.recipe
 
     def listed(data: dict[str, float]) -> list[dict[str, object]]:
         return [
@@ -79,7 +80,7 @@ def _record(job: Job, shape: Shape, digest: str, summary: dict[str, float]) -> d
     return {
         "name": job.run.name,
         "exit_reason": "finished",
-        "recipe": asdict(job.recipe),
+        "recipe": asdict(recipe),
         "layout": asdict(job.layout),
         "split": job.split,
         "data": listed(job.data),
@@ -88,9 +89,12 @@ def _record(job: Job, shape: Shape, digest: str, summary: dict[str, float]) -> d
         "model": {"path": job.model, "checkpoint_digest": job.model_digest()},
         "weights_digest": digest,
         "job_digest": job.digest(),
-        **summary,
+        "steps": recipe.steps,
+        "tokens": Batches(recipe).total * recipe.seq_len,
+        "seconds": round(seconds_of(job.live), 3),
         "shape": asdict(shape),
         "config_files": job.config_files,
+        "origin": job.origin,
         "llmpipe": llmpipe.__version__,
         "torch": torch.__version__,
     }

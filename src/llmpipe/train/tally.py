@@ -18,8 +18,8 @@ class Tally:
         self._forget()
 
     def _forget(self) -> None:
-        # labels, hits, the assistant's labels in chats, hits of those
-        self.counts = torch.zeros(4, dtype=torch.float64, device=self.groups.device)
+        # labels, hits, the assistant's labels in chats, hits of those; all tokens
+        self.counts = torch.zeros(5, dtype=torch.float64, device=self.groups.device)
 
     def add(self, model: Any, batch: Batch) -> None:
         """This rank's batch, whose hits are taken from the model; only the last stage has any."""
@@ -29,16 +29,18 @@ class Tally:
         model.hits.clear()
         counted = torch.cat(batch.by_micro_batch("weights")) > 0
         assistant = torch.cat(batch.by_micro_batch("assistant")) & counted
-        self.counts += torch.stack([x.sum() for x in (counted, hits & counted, assistant, hits & assistant)])
+        found = counted, hits & counted, assistant, hits & assistant, torch.ones_like(counted)
+        self.counts += torch.stack([x.sum() for x in found])
 
-    def take(self) -> dict[str, float | None]:
-        """`accuracy`, and `assistant_accuracy` where there are chats, over all ranks since the last call."""
+    def take(self) -> tuple[dict[str, float | None], int]:
+        """`accuracy`, of chats `assistant_accuracy` too, over all ranks since the last call; all tokens."""
         counts = self.counts / self.groups.layout.tp  # the tp ranks of a stage all have the same
         dist.all_reduce(counts)
         self._forget()
-        labels, hits, of_assistant, assistant_hits = counts.tolist()
+        labels, hits, of_assistant, assistant_hits, tokens = counts.tolist()
         found = {"accuracy": hits / labels if labels else None}
-        return found | ({"assistant_accuracy": assistant_hits / of_assistant} if of_assistant else {})
+        found |= {"assistant_accuracy": assistant_hits / of_assistant} if of_assistant else {}
+        return found, round(tokens)
 
 
 def perplexity(loss: float) -> float | None:
