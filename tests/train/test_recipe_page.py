@@ -1,14 +1,17 @@
-"""docs/recipes.md names every key of a recipe, and no other, with its default."""
+"""Every key of a recipe: docs/recipes.md has it with its default, config/recipes with a comment."""
 
 import re
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from llmpipe.config import Run
+from llmpipe.layout import Layout
 from llmpipe.recipe import Recipe
 from llmpipe.schema import default_of
 
-PAGE = Path(__file__).parents[2] / "docs/recipes.md"
+HOUSE = Path(__file__).parents[2]
+PAGE = HOUSE / "docs/recipes.md"
 
 
 def keys_of(kind: Any, prefix: str = "") -> dict[str, Any]:
@@ -34,3 +37,21 @@ def shown(default: Any) -> str:
     if default is MISSING:
         return ""
     return str(default).lower() if default is None or isinstance(default, bool) else str(default)
+
+
+def commented(text: str) -> set[str]:
+    """The keys of a YAML file that have a comment beside them, by their last name; those of examples, too."""
+    return set(re.findall(r"^ *(?:# )? *([a-z_0-9]+):(?: .*?)? +# \S", text, re.MULTILINE))
+
+
+def test_the_shipped_files_have_every_key_with_a_comment() -> None:
+    recipes, runs = (
+        {path.name: path.read_text() for path in (HOUSE / "config" / kind).glob("*.yaml")}
+        for kind in ("recipes", "runs")
+    )
+    keys = {part for key in keys_of(Recipe) for part in key.split(".")}
+    assert commented(recipes["llama2.yaml"]) | commented(recipes["sft.yaml"]) >= keys
+    for text in runs.values():
+        assert commented(text) >= {entry.name for entry in (*fields(Layout), *fields(Run))}
+    for text in (*recipes.values(), *runs.values()):  # and no key without one
+        assert commented(text) >= set(re.findall(r"^ *([a-z_0-9]+):", text, re.MULTILINE))
