@@ -3,9 +3,23 @@
 import math
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
-from llmpipe.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, bars, chart, thinned, unbroken
+from llmpipe.report.chart import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Curve,
+    bars,
+    chart,
+    running_median,
+    thinned,
+    unbroken,
+)
 from llmpipe.report.scale import make_axis, short
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -19,7 +33,7 @@ def parsed(svg: str) -> ElementTree.Element:
     ("value", "text"),
     [
         (0, "0"), (5, "5"), (0.003, "0.003"), (2e-5, "2e-5"), (3.21e-4, "3.21e-4"), (6.931, "6.931"), (999, "999"),
-        (1000, "1k"), (31_415, "31.4k"), (6_738_415_616, "6.74G"), (-1500, "-1.5k"), (999_960, "1M"),
+        (1000, "1k"), (31_415, "31.4k"), (6_738_415_616, "6.74B"), (-1500, "-1.5k"), (999_960, "1M"),
     ],
 )  # fmt: skip
 def test_short(value: float, text: str) -> None:
@@ -39,6 +53,7 @@ def test_a_logarithmic_axis() -> None:
     axis = make_axis([0.01, 100], 200, log=True)
     assert axis.at(1.0) == pytest.approx(100)  # the middle of four powers of ten
     assert axis.ticks == pytest.approx([0.01, 0.1, 1, 10, 100])
+    assert make_axis([1.8, 8.2], 200, log=True).ticks == pytest.approx([2, 4, 6, 8])
     assert not make_axis([0.0, 1.0], 200, log=True).log  # there is no logarithm of 0
 
 
@@ -65,6 +80,21 @@ def test_no_spike_of_a_long_curve_is_lost() -> None:
     assert len(kept) <= 602 and {(12_345, 100.0), (777, -7.0), points[0], points[-1]} <= {*kept}
     assert [x for x, _ in kept] == sorted(x for x, _ in kept)
     assert thinned([(x, None) for x in range(10_000)])[0] == (0, None)
+
+
+def test_the_running_median_is_numpys_and_no_spike_moves_it() -> None:
+    numbers = np.random.default_rng(0).normal(size=300)
+    points: list[tuple[float, float | None]] = [(float(x), float(y)) for x, y in enumerate(numbers)]
+    reaches = [min(3, at, 299 - at) for at in range(300)]  # a fiftieth of them: three on either side
+    windows = [float(np.median(numbers[at - reach : at + reach + 1])) for at, reach in enumerate(reaches)]
+    assert [y for _, y in running_median(points)] == pytest.approx(windows)
+    assert max(y or 0 for _, y in running_median([*points[:150], (149.5, 1e9), *points[150:]])) < 10
+    assert [len(running_median(points, places=7)), running_median(points, places=7)[-1]] == [8, points[-1]]
+
+
+def test_long_curves_have_their_median_over_them() -> None:
+    drawn = parsed(chart([Curve("a", [(float(x), x % 7.0) for x in range(1000)], 0)], "t", "step"))
+    assert [path.get("class") for path in drawn.iter(f"{SVG}path")][-3:-1] == ["raw curve c0", "median curve c0"]
 
 
 def test_bars_are_as_tall_as_their_counts() -> None:

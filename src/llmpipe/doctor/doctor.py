@@ -11,7 +11,7 @@ from llmpipe.doctor import gpu, installed, machine, slurm, store
 from llmpipe.doctor.finding import Finding
 from llmpipe.doctor.gpu import DriverGpu
 
-SECONDS = 8
+SECONDS = 7
 Check = Callable[[], Iterator[Finding]]
 
 

@@ -43,7 +43,7 @@ def read_probe(probe: "subprocess.Popen[str]", seconds: float) -> dict[str, Any]
         probe.kill()
         probe.communicate()
         advice = "run doctor again; if it stays so, the driver hangs: try nvidia-smi, and dmesg"
-        return note("torch", f"could not be looked at in {seconds:g} s", advice)
+        return note("torch", f"could not be looked at in {seconds:.1g} s", advice)
     if probe.returncode:
         last = error.strip().splitlines()[-1:] or [f"status {probe.returncode}"]
         return mend("torch", f"cannot be imported: {last[0]}", f"install torch {_window()}: {INSTALL}")

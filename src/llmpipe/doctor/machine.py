@@ -26,7 +26,7 @@ def disk(folder: Path) -> Iterator[Finding]:
         yield mend("disk", f"{folder} may not be written", "start llmpipe from a folder of yours")
         return
     usage = shutil.disk_usage(folder)
-    found = f"{usage.free / GIB:,.0f} of {usage.total / GIB:,.0f} GiB free in {folder}, {file_system(folder)}"
+    found = f"{usage.free / GIB:,.0f} of {usage.total / GIB:,.0f} GiB free in {folder.resolve()}, {file_system(folder)}"
     if usage.free < FULL_DISK:
         yield mend("disk", found, "make room: training checkpoints and exports would not fit")
     elif usage.free < SMALL_DISK:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from html import escape
+from statistics import median
 
 from llmpipe.report.scale import Axis, make_axis, short
 
@@ -12,6 +13,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 16, 34
 """Room for the axes' numbers."""
 BUCKETS = 300
 MOST_DOTS = 40
+SMOOTH_FROM = 200
+"""Points from which on a curve is drawn faintly, and its running median over it: one step's number is noise."""
 Point = tuple[float, float | None]
 
 
@@ -64,19 +67,37 @@ def _grid(x_axis: Axis, y_axis: Axis, x_label: str) -> str:
 
 
 def _curve(curve: Curve, x_axis: Axis, y_axis: Axis) -> str:
-    def place(x: float, y: float) -> str:
-        return f"{x_axis.at(x):.2f} {y_axis.length - y_axis.at(y):.2f}"
+    def places(points: list[Point]) -> list[list[str]]:
+        return [
+            [f"{x_axis.at(x):.2f} {y_axis.length - y_axis.at(y):.2f}" for x, y in run]
+            for run in unbroken(thinned(points))
+        ]
 
-    runs = [[place(*point) for point in run] for run in unbroken(thinned(curve.points))]
-    path = "".join(f"M{'L'.join(run)}" for run in runs)
-    kind = f"curve c{curve.color}" + (" dashed" if curve.dashed else "")
-    drawn = f'<path class="{kind}" d="{path}"/>'
-    alone = [run[0] for run in runs if len(run) == 1]
-    dots = [dot for run in runs for dot in run] if curve.dashed and len(curve.numbers) <= MOST_DOTS else alone
-    for dot in dots:
+    runs, kind = places(curve.points), f"curve c{curve.color}" + (" dashed" if curve.dashed else "")
+    drawn = [_path(runs, kind)]
+    if len(curve.points) > SMOOTH_FROM:
+        drawn = [_path(runs, f"raw {kind}"), _path(places(running_median(curve.points)), f"median {kind}")]
+    sparse = curve.dashed and len(curve.numbers) <= MOST_DOTS
+    for dot in (dot for run in runs for dot in run if sparse or len(run) == 1):
         x, y = dot.split()
-        drawn += f'<circle class="dot c{curve.color}" cx="{x}" cy="{y}" r="2.5"/>'
-    return drawn
+        drawn.append(f'<circle class="dot c{curve.color}" cx="{x}" cy="{y}" r="2.5"/>')
+    return "".join(drawn)
+
+
+def _path(runs: list[list[str]], kind: str) -> str:
+    line = "".join(f"M{'L'.join(run)}" for run in runs)
+    return f'<path class="{kind}" d="{line}"/>'
+
+
+def running_median(points: list[Point], places: int = BUCKETS) -> list[Point]:
+    """At so many places of a curve the median of a fiftieth of its points around each: no spike moves it."""
+    known = [(x, y) for x, y in points if y is not None]
+    last, most = len(known) - 1, max(1, len(known) // 100)
+    found: list[Point] = []
+    for at in sorted({number * last // places for number in range(places + 1)}):
+        reach = min(most, at, last - at)  # as far to either side
+        found.append((known[at][0], median(y for _, y in known[at - reach : at + reach + 1])))
+    return found
 
 
 def thinned(points: list[Point], buckets: int = BUCKETS) -> list[Point]:

@@ -33,9 +33,10 @@ QUANTITIES = (
     Quantity(
         title="Loss",
         unit="nats per token",
-        told="Mean of -ln p(next token) over all trained tokens of a step. It should fall steeply, then slowly;"
-        " exp(loss) is the perplexity.",
+        told="Mean of -ln p(next token) over all trained tokens of a step, on a logarithmic scale. It should fall"
+        " steeply, then slowly; exp(loss) is the perplexity.",
         keys={"loss": "training", "eval_loss": "held out"},
+        log=True,
     ),
     Quantity(
         title="Accuracy",
@@ -114,14 +115,23 @@ def curves(quantity: Quantity, runs: list[Run], by_tokens: bool) -> list[Curve]:
     """A curve for each run and each of its keys that has numbers; runs differ by colour, else keys do."""
     found = []
     for run_number, run in enumerate(runs):
-        for key_number, (key, label) in enumerate(quantity.keys.items()):
+        for key_number, (key, label) in enumerate(_keys(quantity, several=len(runs) > 1).items()):
             points = points_of(run.curves, key, "tokens" if by_tokens else "step", quantity.factor)
             if any(y is not None for _, y in points):
                 several = len(runs) > 1
-                name = f"{run.name}, {label}" if several and len(quantity.keys) > 1 else run.name if several else label
+                of_several = f"{run.name}, {label}" if len(quantity.keys) > 1 else run.name
+                name = of_several if several else label
                 color = (run_number if several else key_number) % COLORS
                 found.append(Curve(name, points, color, dashed=key_number > 0))
     return found
+
+
+def _keys(quantity: Quantity, several: bool) -> dict[str, str]:
+    """All of one run's curves; of several runs the first, and what is of held-out documents."""
+    first = next(iter(quantity.keys))
+    return {
+        key: label for key, label in quantity.keys.items() if not several or key == first or key.startswith(HELD_OUT)
+    }
 
 
 def points_of(lines: list[dict[str, Any]], key: str, x_key: str, factor: float) -> list[Point]:

@@ -1,8 +1,8 @@
 // The numbers under the pointer. A chart says the ends of its axes and the size of its field; its curves are their paths.
 for (const chart of document.querySelectorAll("svg[data-axes]")) {
   const { x, y, width, height, left } = JSON.parse(chart.dataset.axes);
-  const curves = [...chart.querySelectorAll(".curve")].map((path) => ({
-    color: path.classList[1],
+  const curves = [...chart.querySelectorAll(".curve:not(.median)")].map((path) => ({
+    color: [...path.classList].find((name) => /^c[0-9]$/.test(name)),
     points: path.getAttribute("d").slice(1).split(/[ML]/).map((point) => point.split(" ").map(Number)),
   }));
   const hair = chart.querySelector(".hair");

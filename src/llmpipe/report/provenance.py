@@ -83,12 +83,13 @@ def _statistics(dataset: Dataset) -> list[str]:
 
 
 def origins(runs: list[Run]) -> str:
-    """Each run's lineage."""
-
-    def chains(run: Run) -> str:
-        return "".join(f"<h4>{text(title)}</h4>{_chain(steps)}" for title, steps in lineage(run))
-
-    return of_each(runs, chains)
+    """Each run's lineage; a chain that several have in common, once."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for number, run in enumerate(runs):
+        for title, steps in lineage(run):
+            names.setdefault((title, _chain(steps)), []).append(run_name(number, run.name))
+    heads = [f": {', '.join(own)}" if len(runs) > 1 else "" for own in names.values()]
+    return "".join(f"<h4>{text(title)}{head}</h4>{chain}" for head, (title, chain) in zip(heads, names, strict=True))
 
 
 def _chain(steps: list[Step]) -> str:
@@ -114,7 +115,7 @@ def _commands(run: Run) -> str:
         [
             stage.name,
             duration(stage.seconds) if stage.seconds is not None else "",
-            f"{stage.peak_mb / 1024:.2g} GiB" if stage.peak_mb else "",
+            f"{stage.peak_mb / 1024:.3g} GiB" if stage.peak_mb else "",
             f"<code>{text(stage.command)}</code>",
         ]
         for stage in found

@@ -127,8 +127,8 @@ def _score(value: float | None, stderr: float | None = None) -> str:
 
 def _delta(metric: str, difference: float | None, percent: float | None) -> str:
     """A difference, coloured where it is known which way is better."""
-    if difference is None:
-        return ""
+    if not difference:
+        return "" if difference is None else "0"
     better = (metric in HIGHER_IS_BETTER) - (metric in LOWER_IS_BETTER)
     kind = ("better" if difference * better > 0 else "worse") if difference * better else ""
     word = f' <span class="{kind}">{kind}</span>' if kind else ""

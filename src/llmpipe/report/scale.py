@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-_SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def make_axis(values: list[float], length: float, from_zero: bool = False, log: 
     """An axis that all these numbers fit on, from one round number to another."""
     low, high = min(values), max(values)
     if log and low > 0:
-        return Axis(low / 1.1, high * 1.1, length, log=True)
+        return Axis(low / 1.05, high * 1.05, length, log=True)
     low = min(0.0, low) if from_zero else low
     if low == high:
         low, high = (low - 0.5 * abs(low), high + 0.5 * abs(high)) if high else (0.0, 1.0)
@@ -51,7 +51,9 @@ def _steps(low: float, high: float) -> list[float]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """Powers of ten, and where there are few of them their halves and fifths too."""
+    """Powers of ten, and where there are few of them their halves and fifths too; below one, even steps."""
+    if high < 10 * low:
+        return _steps(low, high)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1,) if last - first > 3 else (1, 2, 5)
     return [
