@@ -96,7 +96,7 @@ def served(command: str, folder: Path) -> str:
         cwd=folder, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        for _ in range(600):
+        for _ in range(1500):
             assert server.poll() is None, f"{command}: ended with {server.returncode}"
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10) as answer:
