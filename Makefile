@@ -3,6 +3,7 @@
 # make lint   the linters
 # make drill  the long drills: ranks killed, stopped, without room; takes an hour on few cores
 # make sanitize   the compiled helpers' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make test-cluster   what clusters do to a training, on a Slurm of its own; SHORT=1: the two shortest, in minutes
 # Each sets itself up first, in .venv. Useful variables:
 #   make demo PYTHON=python3.12              another Python, 3.11 or later
 #   make demo TORCH=path/to/torch-cpu.whl    another torch: a wheel, or a requirement as torch==2.13.0
@@ -13,7 +14,7 @@ CORES ?= all
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint drill sanitize setup
+.PHONY: demo test test-cluster lint drill sanitize setup
 
 BIN := $(CURDIR)/.venv/bin
 # Threads that wait give their core away: on a busy machine spinning makes small models several times slower.
@@ -56,6 +57,11 @@ $(LINTERS): pyproject.toml $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-cluster: $(INSTALLED)
+	tests/cluster/install.sh
+	LLMPIPE_CLUSTER=yes OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3600 --durations 0 tests/cluster \
+	    $(if $(SHORT),--ignore tests/cluster/test_drills.py)
 
 lint: $(LINTERS)
 	$(BIN)/ruff check
