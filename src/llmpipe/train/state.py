@@ -111,7 +111,7 @@ def _is_whole(directory: Path) -> bool:
 
 def _name_others(folder: Path) -> None:
     for other in folder.parent.glob("*"):
-        if other != folder:
+        if other != folder and any(other.glob("step-*")):
             log.warning(
                 "%s has checkpoints of other inputs (model, data or recipe): left alone, not resumed from", other
             )
