@@ -62,12 +62,12 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-# Jobs of the partition urgent take the nodes of those in main, which are told to end a minute before.
+# Jobs of the partition urgent take the nodes of those in main, which are told to end, and killed ten minutes later.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=DEFAULT CPUs=16 Boards=1 SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=1000000
 {nodes}
-PartitionName=main Nodes=ALL Default=YES DefaultTime=30 DefMemPerCPU=2000 PriorityTier=1 GraceTime=60
+PartitionName=main Nodes=ALL Default=YES DefaultTime=30 DefMemPerCPU=2000 PriorityTier=1 GraceTime=600
 PartitionName=urgent Nodes=ALL DefaultTime=30 DefMemPerCPU=2000 PriorityTier=2 PreemptMode=OFF
 """
 

@@ -1,0 +1,76 @@
+"""What clusters do to a training, each on a real Slurm, each ending with the weights of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from drill_project import DrillProject, assert_same
+
+
+def test_node_with_the_batch_script_dies(project: DrillProject, undisturbed: DrillProject) -> None:
+    """In mid-step, and with it the launcher that holds the lease."""
+    project.start()
+    saved = project.until_saved()
+    first, nodes = project.training()
+    project.slurm.signal_node(nodes[0], signal.SIGKILL)
+    assert project.until_resumed() >= saved
+    second, others = project.training()
+    assert second != first and nodes[0] not in others
+    project.finish()
+    assert_same(project, undisturbed)
+
+
+def test_node_that_hangs(project: DrillProject, undisturbed: DrillProject) -> None:
+    """All on it stands still; it comes back when another job has finished the training, and spoils nothing."""
+    project.start()
+    project.until_saved()
+    first, nodes = project.training()
+    project.slurm.signal_node(nodes[0], signal.SIGSTOP)
+    project.until_resumed()
+    second, others = project.training()
+    assert second != first and nodes[0] not in others
+    project.finish()
+    project.slurm.signal_node(nodes[0], signal.SIGCONT)
+    project.slurm.up()
+    assert_same(project, undisturbed)
+
+
+def test_snakemake_killed_and_started_again(project: DrillProject, undisturbed: DrillProject) -> None:
+    """Its job trains on; the job of the second Snakemake waits for that one, and finds the training finished."""
+    project.start()
+    project.until_saved()
+    first, _ = project.training()
+    with project.paused():
+        project.kill_snakemake()
+        assert project.snakemake("--unlock").wait() == 0
+        project.start()
+        project.until(lambda: "is being trained by" in project.story(), "a second job that waits")
+        assert project.trainings[0][0] == first
+    project.finish()
+    assert project.resumed == [], project.story()  # the first job did all steps
+    assert_same(project, undisturbed)
+
+
+def test_full_disk(project: DrillProject, undisturbed: DrillProject) -> None:
+    """Nothing more can be written: ranks fail and say why; started again when there is room, they go on."""
+    if os.geteuid():
+        pytest.skip("a small file system is mounted for this one, which takes root")
+    project.run.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", project.run], check=True)
+    project.start()
+    project.until_saved()
+    fill(project.run / "filler")
+    project.until(lambda: "No space left on device" in project.story(), "a word on the full disk")
+    (project.run / "filler").unlink()
+    project.until_resumed()
+    project.finish()
+    assert_same(project, undisturbed)
+
+
+def fill(path: Path) -> None:
+    """Take all room that is left."""
+    with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
