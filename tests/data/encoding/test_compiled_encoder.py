@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 from adversarial import planes, texts
 from byte_level import byte_level
 from data_help import TEXT, train
@@ -98,28 +99,49 @@ def test_ids_are_sentencepieces(tmp_path: Path, options: dict[str, Any]) -> None
     check(train(tmp_path / "tokenizer.model", 420, **options))
 
 
-def test_a_grown_vocabulary_is_sentencepieces(tmp_path: Path) -> None:
-    """As Chinese-LLaMA's: pieces put behind the others, all with the score 0, so that they go first, from the left."""
-    model = train(tmp_path / "tokenizer.model", 420)
+def grown(model: Path, pieces: list[str]) -> Path:
+    """A model with more pieces behind its own, all with the score 0, as Chinese-LLaMA's."""
     with model.open("ab") as file:  # a repeated field of a protobuf message goes on where the file ends
-        for piece in (
-            "\u4e2d",
-            "\u4e2d\u6587",
-            "\u6587\u4e2d",
-            "hel",
-            "ell",
-            "lo",
-            "llo",
-            "bet",
-            "ett",
-            "tter",
-            "\u2581\u2581a",
-        ):
+        for piece in pieces:
             text = piece.encode()
             entry = bytes([0x0A, len(text)]) + text + b"\x15" + struct.pack("<f", 0.0)
             file.write(bytes([0x0A, len(entry)]) + entry)
+    return model
+
+
+def test_a_grown_vocabulary_is_sentencepieces(tmp_path: Path) -> None:
+    """Pieces of one score go first from the left."""
+    pieces = [
+        "\u4e2d",
+        "\u4e2d\u6587",
+        "\u6587\u4e2d",
+        "hel",
+        "ell",
+        "lo",
+        "llo",
+        "bet",
+        "ett",
+        "tter",
+        "\u2581\u2581a",
+    ]
+    model = grown(train(tmp_path / "tokenizer.model", 420), pieces)
     more = ["hello hellollo better tterett", "\u4e2d\u6587\u4e2d\u6587\u6587\u4e2d\u4e2d", *fuzz(1_000, 5)]
     check(model, [*more, "\u4e2d\u6587" * 9_000 + "betterello" * 2_000, *LONG])
+
+
+def test_the_first_merge_and_a_grown_piece_go_in_the_librarys_order(tmp_path: Path) -> None:
+    """The first merge that was learnt has the score -0.0, a grown piece 0.0: not all libraries take them for equal."""
+    model = train(tmp_path / "tokenizer.model", 420)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    scores = {
+        library.id_to_piece(i): library.get_score(i) for i in range(library.vocab_size()) if library.is_byte(i) is False
+    }
+    first = next(piece for piece, score in scores.items() if score == 0 and len(piece) == 2)
+    grown(model, ["\u4e2d", f"{first[1]}\u4e2d"])
+    library.load(str(model))
+    text = f"x{first}\u4e2d"
+    ids, _ = compiled(open_tokenizer(model)).encoder.encode(*packed([text.encode()]), NONE, NONE)
+    assert ids.tolist() == library.encode(text)
 
 
 def test_ids_are_tiktokens(tmp_path: Path) -> None:

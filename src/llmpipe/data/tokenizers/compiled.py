@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import sentencepiece
 from numpy.typing import NDArray
 
 from llmpipe import helpers
@@ -84,13 +85,24 @@ def _pieces(tokenizer: Any) -> Compiled:
         if is_so:
             raise Unsupported(reason)
     texts, offsets = packed([b"" if number in reserved else names[number].encode() for number in numbers])
-    scores = np.array([model.get_score(number) for number in numbers], np.float32)
+    scores = _ordered(np.array([model.get_score(number) for number in numbers], np.float32))
     fallback = [model.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)] if spec.byte_fallback else []
     if not all(map(model.is_byte, fallback)):
         raise Unsupported("its model lacks some of the 256 bytes")
     own = np.array([number for name in spec.own if (number := model.piece_to_id(name)) not in reserved], np.int32)
     rules = (spec.dummy_prefix, spec.merge_spaces, model.unk_id(), own, np.array(fallback, np.int32))
     return Compiled(helpers.piece_encoder(texts, offsets, scores, *rules))
+
+
+def _ordered(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores that compare as the installed SentencePiece compares them: from 0.2.2 on -0.0 is less than 0.0.
+
+    Both are there in a grown vocabulary: the first merge that was learnt has -0.0, and pieces put behind have 0.0.
+    """
+    version = tuple(map(int, sentencepiece.__version__.split(".")[:3]))
+    if version < (0, 2, 2):
+        return scores
+    return np.where((scores == 0) & np.signbit(scores), np.nextafter(np.float32(0), np.float32(-1)), scores)
 
 
 def _ranks(tokenizer: Any) -> Compiled:
