@@ -30,6 +30,13 @@ def test_defaults_fill_in(tmp_path: Path) -> None:
     assert (recipe.lr, recipe.schedule.warmup, recipe.schedule.kind, recipe.betas) == (1e-3, 0.1, "cosine", [0.9, 0.95])
 
 
+def test_off_is_a_word_and_merged_keys_are_no_second_ones(tmp_path: Path) -> None:
+    """YAML 1.1 reads off as false."""
+    text = "{<<: {steps: 7, recompute: full}, seq_len: 8, global_batch: 2, lr: 1, recompute: off}"
+    recipe = read(Recipe, text, tmp_path)
+    assert isinstance(recipe, Recipe) and (recipe.recompute, recipe.steps) == ("off", 7)
+
+
 def test_run_with_its_layout(tmp_path: Path) -> None:
     run = read(Run, "{model: m, data: {a: 1, b: 0.5}, recipe: r, layout: {tp: 2, device: cpu}}", tmp_path)
     assert isinstance(run, Run)
@@ -63,6 +70,9 @@ def test_a_run_with_held_out_corpora_of_its_own(tmp_path: Path) -> None:
             RECIPE % ", seed: -1",
             "seed is -1, but has to be from 0 to 4294967295, as NumPy's generator takes it",
         ),
+        (Recipe, RECIPE % ", steps: 5", "given.yaml: the key steps stands there twice, line 1 on: leave one out"),
+        (Recipe, RECIPE % ", spike: {window: 3, window: 4}", "given.yaml: the key window stands there twice"),
+        (Recipe, RECIPE % ", recompute: true", "recompute is True: known: full, off, selective"),
         (Recipe, RECIPE % ", clip: 0", "given.yaml: clip is 0.0, but has to be above 0"),
         (Recipe, RECIPE % ", eps: -1", "given.yaml: eps is -1.0, but has to be above 0"),
         (Recipe, RECIPE % ", clip: .inf", "given.yaml: clip is inf, but has to be above 0"),

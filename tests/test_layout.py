@@ -97,6 +97,8 @@ def test_stages_that_cannot_be_are_refused() -> None:
         Stages(1, 2).check(4)
     with pytest.raises(UserError, match=r"pp 3 x vp 2 does not divide 8 layers: pp has to be one of \[2, 4\]"):
         Stages(3, 2).check(8)
+    with pytest.raises(UserError, match=r"pp 2 x vp 2 does not divide 2 layers: take a smaller vp, or --pp-layers"):
+        Stages(2, 2).check(2)
 
 
 @pytest.mark.parametrize(("size", "parts"), [(32000, 8), (203, 4), (5, 4), (3, 8)])

@@ -221,8 +221,9 @@ class Stages:
         elif num_layers % stages:
             legal = [n for n in range(min(self.vp, 2), num_layers + 1) if num_layers % (n * self.vp) == 0]
             virtual = f" x vp {self.vp}" if self.vp > 1 else ""
+            would = f"pp has to be one of {legal}" if legal else "take a smaller vp"
             raise UserError(
-                f"pp {self.pp}{virtual} does not divide {num_layers} layers: pp has to be one of {legal}, or"
+                f"pp {self.pp}{virtual} does not divide {num_layers} layers: {would}, or"
                 f" --pp-layers (layout: pp_layers) says how many layers each of the {stages} stages holds"
             )
 

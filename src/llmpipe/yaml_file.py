@@ -12,17 +12,26 @@ from llmpipe.errors import UserError, nearest
 T = TypeVar("T")
 
 
+class _Strict(yaml.SafeLoader):
+    """Of a key that stands there twice YAML takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"the key {name} stands there twice, line {node.start_mark.line + 1} on: leave one out")
+        return super().construct_mapping(node, deep)
+
+
 def load(kind: type[T], path: Path) -> T:
     """Read one YAML file as `kind`; UserError for a missing file, an unknown or missing key, a wrong type."""
     if not path.is_file():
         beside = sorted(other.stem for other in path.parent.glob("*.yaml"))
         raise UserError(f"{path} is missing: {nearest(path.stem, beside) if beside else 'write it'}")
     try:
-        values = yaml.safe_load(path.read_text())
+        return build(kind, yaml.load(path.read_text(), _Strict), "")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
-    try:
-        return build(kind, values, "")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -38,6 +47,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
         fitting = (kind for kind in arguments if isinstance(value, get_origin(kind) or kind))
         return build(next(fitting, arguments[0]), value, where)
     if origin is Literal:
+        if value is False and "off" in arguments:  # YAML 1.1 reads off as false
+            return "off"
         if value not in arguments:
             raise UserError(f"{where} is {value!r}: {nearest(str(value), map(str, arguments))}")
         return value

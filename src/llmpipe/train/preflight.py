@@ -71,7 +71,8 @@ def check_steps(job: Job) -> None:
 def check_halves(job: Job) -> None:
     """UserError for what a zero-bubble schedule, which runs a backward pass in two halves, would do twice or cannot."""
     if job.layout.pp > 1 and job.layout.pp_schedule == "zero-bubble":
-        for key, value, works in (("recompute", job.recipe.recompute, "off"), ("compile", job.recipe.compile, False)):
+        compiled = "true" if job.recipe.compile else "false"
+        for key, value, works in (("recompute", job.recipe.recompute, "off"), ("compile", compiled, "false")):
             if value != works:
                 raise UserError(
                     f"layout: pp_schedule zero-bubble computes weights' gradients apart from the others, and"
