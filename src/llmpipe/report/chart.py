@@ -144,9 +144,14 @@ def bars(ranges: list[tuple[int, int, int]], title: str) -> str:
         middle = x + each / 2 - 1
         if count:
             drawn.append(f'<text x="{middle:.1f}" y="{y - 4:.1f}" text-anchor="middle">{short(count)}</text>')
-        drawn.append(f'<text x="{middle:.1f}" y="{height + 14}" text-anchor="middle">{short(first)}</text>')
+        drawn.append(f'<text x="{middle:.1f}" y="{height + 14}" text-anchor="middle">{_whole(first)}</text>')
     drawn.append(f'<text x="0" y="{height + 30}">tokens in a document, the first of each range</text>')
     return (
         f'<svg viewBox="-10 0 {WIDTH} {height + 36}" role="img" aria-label="{escape(title)}">'
         f'<path class="axis" d="M0 {height}H{width}"/>{"".join(drawn)}</svg>'
     )
+
+
+def _whole(length: int) -> str:
+    """A length below its bar: 512, 2k, 131k."""
+    return str(length) if length < 1000 else f"{length / 1000:.0f}k" if length < 1_000_000 else f"{length / 1e6:.0f}M"
