@@ -74,3 +74,18 @@ def fill(path: Path) -> None:
     with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(4096))
+
+
+def test_outputs_that_appear_late(project: DrillProject, undisturbed: DrillProject) -> None:
+    """A shared file system that lags: the outputs of a job that has ended are seen 15 seconds later."""
+    outputs = "weights metrics.jsonl run.json"
+    hide = f"cd {project.run} && test -e run.json && mkdir .late && mv {outputs} .late"
+    show = f"sleep 15; cd {project.run}/.late && mv {outputs} .. && rmdir ../.late"
+    project.slurm.set_epilog(f'if {hide}; then setsid sh -c "{show}" < /dev/null > /dev/null 2>&1 & fi; exit 0')
+    try:
+        project.start()
+        project.until((project.run / ".late").exists, "outputs that are not to be seen")
+        project.finish()
+    finally:
+        project.slurm.set_epilog("")
+    assert_same(project, undisturbed)
