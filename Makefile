@@ -1,7 +1,7 @@
 # make demo   a tiny Llama from Meta weights to an exported model, on the CPU
 # make test   the test suite
 # make lint   the linters
-# make drill  the long drills: ranks killed, stopped, without room; takes an hour on few cores
+# make drill  the long drills: every layout with every family; ranks killed, stopped, without room; hours on few cores
 # make sanitize   the compiled helpers' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make test-cluster   what clusters do to a training, on a Slurm of its own; SHORT=1: the two shortest, in minutes
 # Each sets itself up first, in .venv. Useful variables:
@@ -72,6 +72,7 @@ lint: $(LINTERS)
 	$(BIN)/python .ci/lint_workflow.py demo
 
 drill: $(INSTALLED)
+	$(BIN)/python benchmarks/layout_parity.py
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(BIN)/python benchmarks/rank_drill.py "$$folder/ranks" --more
 
@@ -85,12 +86,13 @@ demo: $(INSTALLED)
 	flock --nonblock 9 || { echo "another make demo is at work here: waiting for it"; flock 9; }; \
 	if compgen -G '.snakemake/locks/*' > /dev/null; then snakemake --unlock --quiet all; fi; \
 	snakemake --cores $(CORES) --rerun-incomplete --quiet rules; \
-	if [ ! -f results/report.html ] || [ -n "$$(find results/*/*/tracked -newer results/report.html)" ]; then \
+	if [ ! -f results/report.html ] || \
+	    [ -n "$$(find results/*/*/tracked results/runs/*/report.html -newer results/report.html)" ]; then \
 	    snakemake --cores 1 --quiet all --report results/.report.html; mv results/.report.html results/report.html; \
 	fi
 	@printf '%s\n' "" "The demo is finished. In demo/results, from the repository's folder:" \
 	    "  the exported model   demo/results/runs/tiny_llama/export" \
 	    "      .venv/bin/python -c \"from transformers import AutoModelForCausalLM as M; print(M.from_pretrained('demo/results/runs/tiny_llama/export'))\"" \
-	    "  the report           demo/results/report.html   (open it in a browser)" \
+	    "  the report           demo/results/report.html   (open it in a browser; a run's page: demo/results/runs/tiny_llama/report.html)" \
 	    "  the MLflow store     demo/mlflow.db" \
 	    "      cd demo && ../.venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   (then open http://127.0.0.1:5000)"

@@ -1,95 +1,97 @@
-"""layout_parity.py: 20 steps of a tiny Llama in fp32 in each layout; the largest relative difference of loss and of
-gradient norm from one process, and of weights (relative L2 of the worst tensor). Prints docs/numbers/layout_parity.md.
+"""The whole parity matrix: each layout, family, packing and number of micro-batches against one process, 20 steps.
 
-The model is random, the text is numbers. The first row is the noise of one process with another micro-batch.
+    python benchmarks/layout_parity.py --output docs/numbers/layout_parity.md
+
+The matrix is that of the tests (tests/train/parity.py), whose suite trains in each layout once. Exit status 1 if any
+training is further from one process than it may be.
 """
 
-import json
+import argparse
 import platform
+import sys
 import tempfile
+import time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmpipe.checkpoint import manifest
-from llmpipe.checkpoint.formats import open_source
-from llmpipe.data.dataset.indexed import Writer
-from llmpipe.layout import Layout
-from llmpipe.parallel.processes import run_ranks
-from llmpipe.recipe import Recipe, Schedule
-from llmpipe.train.job import Job
-from llmpipe.train.loop import train
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/train"))
+from jobs import losses, run_job
+from parity import FAMILIES, GRAD_NORM, LAYOUTS, LOSS, TIED, WEIGHTS, Cell, Difference, Matrix, cells, compare
 
-VOCAB = 1021
-RECIPE = Recipe(
-    seq_len=64, global_batch=16, steps=20, lr=1e-3, schedule=Schedule(warmup=4), precision="fp32", save_every=20
-)
-LAYOUTS = {
-    "1 process, micro-batch 1": {"micro_batch": 1},
-    "TP2": {"tp": 2},
-    "TP4, 2 KV heads": {"tp": 4},
-    "PP2": {"pp": 2},
-    "DP2": {"dp": 2},
-    "TP2 x PP2": {"tp": 2, "pp": 2},
-    "TP2 x PP2 x DP2": {"tp": 2, "pp": 2, "dp": 2},
-    "CP2": {"cp": 2},
-    "CP4": {"cp": 4},
-    "CP2 x DP2": {"cp": 2, "dp": 2},
-    "CP2 x TP2": {"cp": 2, "tp": 2},
-    "CP2 x PP2": {"cp": 2, "pp": 2},
-}
+HEAD = f"""# Every layout trains the same
+
+Llama with grouped queries and Falcon with one KV head, of random weights: hidden 64, four layers, micro-batches of two
+sequences of 64 tokens; in fp32 on the CPU, over gloo. Each layout is trained for 20 steps with each family, chats
+packed and not, and with 1 and 4 micro-batches a step on each data rank, pipelines with 4 and 8: eight trainings, each
+compared with the same global batches in one process. The row has the worst of the eight: loss and gradient norm of the
+worst step, and the worst tensor's relative L2 after step 20. Asked for: {LOSS:g}, {GRAD_NORM:g} and {WEIGHTS:g}.
+`benchmarks/layout_parity.py`, in `make drill`; `make test` trains in each layout once. Data ranks share parameters out
+in full (FSDP2) where the row says no other kind. The first row is the noise of one process alone: micro-batches of one
+sequence beside two.
+"""
 
 
-def make_inputs(folder: Path, documents: int = 1000, **sizes: int) -> tuple[Path, Path]:
-    """A random model, grouped-query unless `sizes`, of LlamaConfig, say otherwise; documents of 5 to 60 tokens."""
-    torch.manual_seed(0)
-    given = sizes or {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 8,
-                      "num_key_value_heads": 2}  # fmt: skip
-    config = LlamaConfig(vocab_size=VOCAB, max_position_embeddings=64, **given)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    manifest.write(folder / "model", "checkpoint", {})
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(5, 60, documents).astype(np.int32)
-    with Writer(folder / "data", np.dtype(np.uint16)) as writer:
-        writer.add(rng.zipf(1.3, lengths.sum()) % VOCAB, lengths)
-    return folder / "model", folder / "data"
+def noise(matrix: Matrix) -> list[Difference]:
+    """One process with other micro-batches than another one."""
+    found = []
+    for cell in (Cell("one process", family, packing, 4) for family in FAMILIES for packing in (True, False)):
+        with tempfile.TemporaryDirectory() as run:
+            job = matrix.job(cell, Path(run))
+            job = replace(job, layout=replace(job.layout, micro_batch=1))
+            found.append(compare((job, run_job(job)), matrix.alone(cell)))
+    return found
 
 
-def run(model: Path, data: Path, output: Path, layout: dict[str, int]) -> tuple[np.ndarray, np.ndarray, Path]:
-    """Losses and gradient norms of 20 steps, and the trained weights."""
-    made = Layout(device="cpu", **({"micro_batch": 4} | layout))
-    made = replace(made, gpus_per_node=made.tp * made.pp * made.cp * max(made.dp, 1)).resolved()
-    output.mkdir()
-    job = Job(recipe=RECIPE, layout=made, model=str(model), data={str(data): 1.0}, split=[90, 5, 5], output=str(output))
-    run_ranks(train, made.processes, job)
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    losses, norms = (np.array([line[key] for line in lines]) for key in ("loss", "grad_norm"))
-    return losses, norms, output / "weights"
+def row(layout: str, differences: list[Difference]) -> str:
+    """The worst of each."""
+    weights = max(differences, key=lambda difference: difference.weights)
+    loss, norm = (max(getattr(found, name) for found in differences) for name in ("loss", "grad_norm"))
+    return f"| {layout} | {loss:.1e} | {norm:.1e} | {weights.weights:.1e} | {weights.tensor} |"
 
 
-def worst_tensor(ours: Path, theirs: Path) -> float:
-    """The largest relative L2 difference of a tensor."""
-    a, b = open_source(ours), open_source(theirs)
-    return max(float((a.read(key) - b.read(key)).norm() / b.read(key).norm()) for key in b.keys())  # noqa: SIM118
+def trained(matrix: Matrix, layout: str) -> list[Difference]:
+    """All trainings in a layout; one that differs is told at once."""
+    found = []
+    for cell in cells(layout):
+        with tempfile.TemporaryDirectory() as run:
+            found.append(matrix.difference(cell, Path(run)))
+        if not found[-1].is_small:
+            print(f"{cell}: {found[-1]}", file=sys.stderr, flush=True)
+    return found
 
 
-def main() -> None:
-    print("| layout | loss | gradient norm | weights |\n|---|---:|---:|---:|")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model, data = make_inputs(folder)
-        losses, norms, weights = run(model, data, folder / "single", {})
-        for i, (label, layout) in enumerate(LAYOUTS.items()):
-            other_losses, other_norms, other_weights = run(model, data, folder / str(i), layout)
-            loss, norm = (np.abs(o / s - 1).max() for o, s in ((other_losses, losses), (other_norms, norms)))
-            print(f"| {label} | {loss:.1e} | {norm:.1e} | {worst_tensor(other_weights, weights):.1e} |", flush=True)
-    print(f"\nThe loss falls from {losses[0]:.4f} to {losses[-1]:.4f}.", end=" ")
-    print(f"{date.today()}, {platform.machine()} CPU, Python {platform.python_version()}, torch {torch.__version__}.")
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="the page; left out, it goes to standard output")
+    output, start = parser.parse_args().output, time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        matrix = Matrix(Path(folder))
+        rows = ["| layout | loss | gradient norm | weights | tensor |", "|---|---:|---:|---:|---|"]
+        rows.append(row("one process", noise(matrix)))
+        all_found: list[Difference] = []
+        for layout in LAYOUTS | TIED:
+            found = trained(matrix, layout)
+            rows.append(row(layout, found))
+            all_found += found
+            print(rows[-1], file=sys.stderr, flush=True)
+        loss = losses(matrix.alone(Cell("one process", "Llama", True, 4))[1])
+    wrong = sum(not found.is_small for found in all_found)
+    end = [
+        f"{len(all_found)} trainings, {wrong} too far off; Llama's loss falls from {loss[0]:.3f} to {loss[-1]:.3f}.",
+        f"{date.today()}, {platform.machine()} CPU, Python {platform.python_version()}, torch {torch.__version__};"
+        f" {(time.monotonic() - start) / 60:.0f} minutes.",
+    ]
+    page = "\n".join([HEAD, *rows, "", *end]) + "\n"
+    if output:
+        output.write_text(page)
+    else:
+        print(page, end="")
+    return bool(wrong)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,20 +34,12 @@ MODELS = {"llama": "llama", "falcon": "falcon, 4 heads"}  # grouped queries; one
 NUM_LAYERS = 6
 PIPELINED = replace(RECIPE, steps=4, global_batch=24, eval_every=3, eval_batches=1)
 LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "pp2, gpipe": ("llama", {"pp": 2, "pp_schedule": "gpipe"}),
-    "pp2, zero-bubble": ("llama", {"pp": 2, "pp_schedule": "zero-bubble"}),
-    "pp2, uneven": ("falcon", {"pp": 2, "pp_layers": [1, 5]}),
     "pp4, uneven, 4 micro-batches": ("falcon", {"pp": 4, "pp_layers": [2, 1, 1, 2], "micro_batch": 6}),
     "pp4, uneven, 8 micro-batches": ("llama", {"pp": 4, "pp_layers": [1, 2, 2, 1], "micro_batch": 3}),
     "pp2 x vp3": ("falcon", {"pp": 2, "vp": 3}),
     "pp2 x vp3, 3 micro-batches": ("llama", {"pp": 2, "vp": 3, "micro_batch": 8}),
     "pp2 x vp2, zero-bubble, uneven": (
         "falcon", {"pp": 2, "vp": 2, "pp_schedule": "zero-bubble", "pp_layers": [2, 1, 2, 1]}
-    ),
-    "pp2 x vp3 x cp2, zero-bubble": ("llama", {"pp": 2, "vp": 3, "cp": 2, "pp_schedule": "zero-bubble"}),
-    "pp2 x vp3 x tp2 x dp2": ("llama", {"pp": 2, "vp": 3, "tp": 2, "dp": 2}),
-    "pp2 x vp3 x tp2 x dp2, zero-bubble": (
-        "falcon", {"pp": 2, "vp": 3, "tp": 2, "dp": 2, "pp_schedule": "zero-bubble"}
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Context parallelism trains as one process does, beside the other axes, with documents packed or crossing."""
+"""Context parallelism with windows, and with documents that cross, trains as one process does; and what is refused."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,10 +21,7 @@ from llmpipe.train.preflight import check_tokens, preflight
 SHORT = replace(RECIPE, steps=5)
 CROSSING = replace(SHORT, isolate_documents=False)
 LAYOUTS = {
-    "cp2": ("llama", SHORT, {"cp": 2}),
     "cp4, crossing": ("llama", CROSSING, {"cp": 4, "micro_batch": 1}),
-    "cp2-dp2": ("falcon, 4 heads", SHORT, {"cp": 2, "dp": 2}),
-    "cp2-tp2": ("falcon 40b", SHORT, {"cp": 2, "tp": 2, "micro_batch": 4}),
     "cp2-tp2, window": ("mistral, window", CROSSING, {"cp": 2, "tp": 2}),
     "cp2-pp2": ("mistral, window", SHORT, {"cp": 2, "pp": 2, "pp_layers": [1, 2]}),
 }

@@ -1,0 +1,38 @@
+"""Every layout trains as one process does; the matrix and what it compares: parity.py."""
+
+from pathlib import Path
+
+import pytest
+from jobs import losses
+from parity import ALONE, LAYOUTS, TIED, Cell, Matrix, in_turn
+
+from llmpipe.errors import UserError
+from llmpipe.train.preflight import preflight
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(tmp_path_factory.mktemp("matrix"))
+
+
+@pytest.mark.parametrize("cell", in_turn(), ids=str)
+def test_every_layout_trains_as_one_process(cell: Cell, matrix: Matrix, tmp_path: Path) -> None:
+    difference = matrix.difference(cell, tmp_path / "run")
+    assert difference.is_small, difference
+
+
+@pytest.mark.parametrize("alone", ALONE)
+@pytest.mark.parametrize("family", ["Llama", "Falcon"])
+def test_one_process_learns(alone: str, family: str, matrix: Matrix) -> None:
+    """What all others are compared with is no training that stands still; transformers judges it elsewhere."""
+    _, lines = matrix.alone(Cell(alone, family, packing=True, micro_batches=4))
+    loss = losses(lines)
+    assert len(loss) == 20 and loss[-1] < 0.9 * loss[0]
+
+
+def test_fewer_micro_batches_than_stages_are_refused(matrix: Matrix, tmp_path: Path) -> None:
+    pipelines = [layout for layout, given in (LAYOUTS | TIED).items() if given.get("pp", 1) > 1]
+    assert len(pipelines) > 10
+    for layout in pipelines:
+        with pytest.raises(UserError, match=r"1 micro-batches of \d+, fewer than its [24] stages: .* would work"):
+            preflight(matrix.job(Cell(layout, "Llama", packing=True, micro_batches=1), tmp_path / layout))
