@@ -29,7 +29,7 @@ def losses(uri: str) -> list[int]:
         return []
     found = client.search_runs([experiment.experiment_id], "tags.`llmpipe.kind` = 'run'")
     assert len(found) < 2, "the training stands twice in the store"
-    return [point.step for run in found for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    return [point.step for run in found for point in client.get_metric_history(run.info.run_id, "loss/train")]
 
 
 @contextmanager

@@ -55,10 +55,10 @@ def test_charts_have_sections_and_units() -> None:
     }  # fmt: skip
     points = Curves(path=Path("p"), done_tag="t").points(7, line, start_ms=1)
     assert [(point.chart, point.value, point.step, point.time_ms) for point in points] == [
-        ("train/loss", 2.5, 7, 12500), ("speed/peak_memory_gigabytes", 2.5, 7, 12500)
+        ("loss/train", 2.5, 7, 12500), ("speed/peak_memory_gigabytes", 2.5, 7, 12500)
     ]  # fmt: skip
     assert {point.chart for point in Curves(path=Path("p"), done_tag="t").points(1, {"loss_scale": 64}, 1)} == {
-        "train/loss_scale"
+        "optimizer/loss_scale"
     }
     (busy,) = Curves(path=Path("p"), done_tag="t", host="n1").points(3, {"cpu_utilization_percentage": 5.0}, 99)
     assert (busy.chart, busy.step, busy.time_ms) == ("system/n1/cpu_utilization_percentage", 3, 99)

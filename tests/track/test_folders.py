@@ -30,8 +30,8 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "mlflow.source.git.commit": "c0ffee",
     }  # fmt: skip
     assert subject.metrics == {
-        "evaluate/perplexity/perplexity_before": 10.0,
-        "evaluate/perplexity/perplexity_after": 8.0,
+        "tasks/perplexity/perplexity_before": 10.0,
+        "tasks/perplexity/perplexity_after": 8.0,
     }
     assert sorted(subject.artifacts) == [
         "config/recipes/same.yaml", "config/runs/same.yaml", "evaluate/table.json", "metrics.jsonl", "run.json",
@@ -60,7 +60,7 @@ def test_the_stages_of_a_run_are_those_that_left_files(tmp_path: Path, monkeypat
     assert stages["convert"].end_ms - stages["convert"].start_ms == 12500
     assert stages["verify"].metrics == {"verify/max_logit": 1e-6, "tp2-pp2.verify/bytes": 0.0}
     assert stages["verify"].tags["verdict.verify"] == "pass"
-    assert stages["finetune"].metrics["total_steps"] == 3.0 and stages["finetune"].metrics["train/loss"] == 5 / 3
+    assert stages["finetune"].metrics["total_steps"] == 3.0 and stages["finetune"].metrics["loss/train"] == 5 / 3
     assert stages["export"].params == {"source.format": "hf"}
     assert len({stage.identity for stage in stages.values()}) == len(stages)
 

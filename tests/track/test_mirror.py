@@ -43,14 +43,14 @@ def test_a_run_is_mirrored(uri: str, tmp_path: Path) -> None:
     (run,) = trainings(uri)
     assert (run.info.run_name, run.info.status, run.info.start_time) == ("r", "FINISHED", 1000 * START)
     assert run.data.params["recipe.lr"] == "0.001" and run.data.tags["exit_reason"] == "finished"
-    assert run.data.metrics["evaluate/perplexity/perplexity_after"] == 8.0
+    assert run.data.metrics["tasks/perplexity/perplexity_after"] == 8.0
     client = MlflowClient(uri)
-    history = client.get_metric_history(run.info.run_id, "train/loss")
+    history = client.get_metric_history(run.info.run_id, "loss/train")
     expected = [(i, 5 / i, 1000 * (START + i)) for i in range(1, 6)]
     assert [(point.step, point.value, point.timestamp) for point in history] == expected
     busy = client.get_metric_history(run.info.run_id, "system/node7/cpu_utilization_percentage")
     assert [(point.step, point.value) for point in busy] == [(1, 90.0), (2, 91.0)]
-    assert "train/skipped_steps" not in run.data.metrics  # a chart of zeros says nothing
+    assert "optimizer/skipped_steps" not in run.data.metrics  # a chart of zeros says nothing
     assert [(used.dataset.name, used.dataset.digest) for used in run.inputs.dataset_inputs] == [("c", "dd")]
     told = json.loads((tmp_path / "out" / "tracked.json").read_text())
     assert told["runs"][0]["mlflow_run"] == run.info.run_id and told["uri"] == uri
@@ -79,7 +79,7 @@ def test_the_export_is_a_logged_model_without_its_weights(uri: str, tmp_path: Pa
     assert (model.name, model.status, model.source_run_id) == ("r_v2", LoggedModelStatus.READY, run.info.run_id)
     assert model.tags["export.path"] == str(export) and model.tags["mlflow.model.isExternal"] == "true"
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
-    assert {metric.key: metric.value for metric in model.metrics} == {"evaluate/perplexity/perplexity_after": 8.0}
+    assert {metric.key: metric.value for metric in model.metrics} == {"tasks/perplexity/perplexity_after": 8.0}
     files = {path.name for path in Path(model.artifact_location).rglob("*") if path.is_file()}
     assert files == {"README.md", "check.json", "manifest.json", "MLmodel"}
     assert not [*(tmp_path / "mlruns").rglob("*.safetensors")]
@@ -118,9 +118,9 @@ def test_tracking_again_changes_nothing(uri: str, tmp_path: Path, monkeypatch: p
     make_run(tmp_path / "runs" / "r", steps=2500)
     track(tmp_path, uri, "llmpipe")
     before = points(tmp_path), [(run.info.run_id, run.info.end_time, run.data.tags) for run in all_runs(uri)]
-    curves = [point[:3] for point in before[0] if point[1] in ("train/loss", "train/learning_rate")]
+    curves = [point[:3] for point in before[0] if point[1] in ("loss/train", "optimizer/learning_rate")]
     of_one_run = {key: sum(point[1] == key for point in before[0]) for _, key, _ in curves}
-    assert of_one_run == {"train/loss": 2501, "train/learning_rate": 2501}  # finetune's child has the last ones
+    assert of_one_run == {"loss/train": 2501, "optimizer/learning_rate": 2501}  # finetune's child has the last ones
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "mlruns").rglob("*")}
     monkeypatch.setattr(MlflowClient, "log_batch", None)  # nothing is sent
     monkeypatch.setattr("llmpipe.track.writer.sha256", None)  # no file is read to see that it is the same
@@ -139,7 +139,7 @@ def test_a_later_stage_joins_the_same_run(uri: str, tmp_path: Path) -> None:
     table.write_text(table.read_text().replace("8.0", "8.5"))
     track(folder, uri, "llmpipe")
     (run,) = trainings(uri)
-    assert run.data.metrics["evaluate/perplexity/perplexity_after"] == 8.5
+    assert run.data.metrics["tasks/perplexity/perplexity_after"] == 8.5
     assert {point[3] for point in points(tmp_path) if point not in before and "perplexity" in point[1]} == {8.5}
     assert (tmp_path / "mlruns" / run.info.run_id / "artifacts" / "export" / "check.json").is_file()
 
@@ -156,7 +156,7 @@ def test_a_training_and_its_end_are_one_run(uri: str, tmp_path: Path) -> None:
     track(make_run(folder, steps=12), uri, "llmpipe")
     (ended,) = trainings(uri)
     assert (ended.info.run_id, ended.info.status) == (run.info.run_id, "FINISHED")
-    history = MlflowClient(uri).get_metric_history(run.info.run_id, "train/loss")
+    history = MlflowClient(uri).get_metric_history(run.info.run_id, "loss/train")
     assert [(point.step, point.value) for point in history] == [(i, 5 / i) for i in range(1, 13)]
 
 
@@ -202,7 +202,11 @@ def test_a_broken_connection_is_mended(uri: str, tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     track(folder, uri, "llmpipe")
     (run,) = trainings(uri)
-    curves = [point[1:4] for point in points(tmp_path) if point[0] == run.info.run_id and point[1].startswith("train/")]
+    curves = [
+        point[1:4]
+        for point in points(tmp_path)
+        if point[0] == run.info.run_id and point[1] in ("loss/train", "optimizer/learning_rate")
+    ]
     assert len(curves) == len(set(curves)) == 3000
 
 

@@ -12,28 +12,28 @@ from typing import Any
 from llmpipe.errors import UserError
 
 CHARTS = {
-    "loss": "train/loss",
-    "perplexity": "train/perplexity",
-    "accuracy": "train/accuracy",
-    "assistant_accuracy": "train/assistant_accuracy",
-    "lr": "train/learning_rate",
-    "grad_norm": "train/gradient_norm",
-    "loss_scale": "train/loss_scale",
-    "skipped_steps": "train/skipped_steps",
-    "eval_loss": "held_out/loss",
-    "eval_perplexity": "held_out/perplexity",
-    "eval_accuracy": "held_out/accuracy",
-    "eval_seconds": "held_out/seconds",
+    "loss": "loss/train",
+    "eval_loss": "loss/held_out",
+    "lr": "optimizer/learning_rate",
+    "grad_norm": "optimizer/gradient_norm",
+    "loss_scale": "optimizer/loss_scale",
+    "skipped_steps": "optimizer/skipped_steps",
     "tokens": "progress/tokens",
     "epoch": "progress/epochs",
+    "perplexity": "quality/perplexity",
+    "accuracy": "quality/accuracy",
+    "assistant_accuracy": "quality/assistant_accuracy",
+    "eval_perplexity": "quality/held_out_perplexity",
+    "eval_accuracy": "quality/held_out_accuracy",
     "seconds": "speed/seconds_per_step",
+    "eval_seconds": "speed/held_out_seconds",
     "tokens_per_second": "speed/tokens_per_second",
     "tokens_per_second_per_gpu": "speed/tokens_per_second_per_gpu",
     "mfu_full": "speed/mfu_full",
     "mfu_causal": "speed/mfu_causal",
     "memory_bytes": "speed/peak_memory_gigabytes",
 }
-"""Keys of a step's line → charts; docs/finetune.md says what they mean."""
+"""Keys of a step's line → charts, which MLflow sorts by name; docs/finetune.md says what the keys mean."""
 NOT_SHOWN = {"loss_scale": 1, "skipped_steps": 0}
 """Values that say that there is nothing to see: without them a chart is not drawn."""
 
@@ -71,7 +71,7 @@ class Curves:
         ]
 
     def _chart(self, key: str) -> str:
-        return f"system/{self.host}/{key}" if self.host else CHARTS.get(key, f"train/{key}")
+        return f"system/{self.host}/{key}" if self.host else CHARTS.get(key, f"more/{key}")
 
     def _value(self, key: str, value: float) -> float:
         return value / 1e9 if key == "memory_bytes" else value

@@ -72,7 +72,7 @@ def read_run(folder: Path) -> Subject:
         description=described(folder, record),
         params=params,
         tags=_tags(record, [each.host for each in curves if each.host]),
-        metrics={f"evaluate/{name}": value for name, value in table_metrics(table).items()},
+        metrics={f"tasks/{name}": value for name, value in table_metrics(table).items()},
         curves=curves,
         artifacts=_artifacts(folder, record, finished),
         datasets=_datasets(record),

@@ -1,6 +1,7 @@
 """The files of stages, mirrored to MLflow (design decision 17): files are the truth, this may be lost."""
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +39,9 @@ def follow(results: Path, uri: str, experiment: str) -> None:
 
     A store that does not answer is a line in the log, and is tried again later.
     """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # it tries again itself
     quieten()
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a request is not cut off
     writer: Writer | None = None
     wait, asked = FOLLOW_SECONDS, False

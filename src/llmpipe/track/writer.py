@@ -1,8 +1,8 @@
 """One process's view of an MLflow store: brings runs up to date, writing only what is not there yet.
 
 A run is found again by the tag `llmpipe.identity`. Its other `llmpipe.` tags say what is there: `stamp` of the files
-as they were, `steps` and `samples.HOST` of the lines of metrics, `sha256.FILE` of each artifact. A request that was cut
-off is sent again with the same times, and the store keeps a point of the same step, time and value once.
+as they were, `steps` and `samples.HOST` of the lines of metrics, `artifacts` with the start of each file's SHA-256. A
+request that was cut off is sent again with the same times, and the store keeps equal points once.
 """
 
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 METRICS_A_REQUEST = 900  # MLflow's limit is 1000 of all, with the tags
 PARAMS_A_REQUEST = 100
 PAGE = 1000  # runs of one answer
-IDENTITY, KIND, STAMP = "llmpipe.identity", "llmpipe.kind", "llmpipe.stamp"
+IDENTITY, KIND, STAMP, ARTIFACTS = "llmpipe.identity", "llmpipe.kind", "llmpipe.stamp", "llmpipe.artifacts"
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 log = logging.getLogger(__name__)
@@ -79,18 +79,16 @@ class Writer:
             self._log_model(known, subject)
         self._set_status(known, subject)
         self._set_tags(known, {STAMP: stamp})
-        if parent is None:
-            log.info("%s %s: MLflow run %s", subject.kind, subject.name, known.run_id)
         return known.run_id
 
     def log_artifact(self, run_id: str, name: str, path: Path) -> None:
         """Copy a small file, unless its bytes are there."""
         known = next(known for known in self.known.values() if known.run_id == run_id)
-        digest, tag = sha256(path), f"llmpipe.sha256.{name}"
-        if known.tags.get(tag) != digest:
+        there, digest = json.loads(known.tags.get(ARTIFACTS, "{}")), sha256(path)[:16]
+        if there.get(name) != digest:
             parent = str(Path(name).parent)
             self.client.log_artifact(run_id, str(path), None if parent == "." else parent)
-            self._set_tags(known, {tag: digest})
+            self._set_tags(known, {ARTIFACTS: json.dumps(there | {name: digest})})
 
     def _search(self, condition: str) -> Iterator["Run"]:
         token = None
@@ -112,7 +110,10 @@ class Writer:
         if not parent and (run := next(self._search(f"tags.`{IDENTITY}` = '{subject.identity}'"), None)):
             return self._learn(run)
         tags = {IDENTITY: subject.identity, KIND: subject.kind} | ({PARENT: parent} if parent else {})
-        return self._learn(self.client.create_run(self.experiment_id, subject.start_ms, tags, subject.name))
+        made = self.client.create_run(self.experiment_id, subject.start_ms, tags, subject.name)
+        if not parent:
+            log.info("%s %s is the new MLflow run %s", subject.kind, subject.name, made.info.run_id)
+        return self._learn(made)
 
     def _log_params(self, known: Known, params: dict[str, str]) -> None:
         """A parameter of MLflow's stays what it was at first: what a resumed run has otherwise is a tag `now.NAME`."""
