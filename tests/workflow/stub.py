@@ -29,6 +29,7 @@ def main() -> None:
         "evaluate": [output / f"table{suffix}" for suffix in (".json", ".md", ".html")],
         "export": [output / "config.json"],
         "track": [output, output.with_name("loss.svg")],
+        "report": [output],
     }[name]
     for path in made:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def test_slurm_dry_run_prints_the_right_jobs(model: str, layout: str, resources:
 @pytest.mark.usefixtures("inputs")
 def test_uneven_stages_reach_their_rank_files(project: Path, snakemake: Snakemake) -> None:
     run = project / "config/runs/llama2_7b.yaml"
-    run.write_text(re.sub(r"(?m)^  pp: .*", "  pp: 2\n  pp_layers: [15, 17]", run.read_text()))
+    run.write_text(re.sub(r"(?m)^  pp: .*\n  pp_layers: .*", "  pp: 2\n  pp_layers: [15, 17]", run.read_text()))
     done = snakemake("-n", "-p", "finetune_llama2_7b")
     assert done.returncode == 0, done.stdout
     told = "\n".join(commands(done.stdout))
@@ -114,7 +114,7 @@ def test_targets_for_each_run_and_model(project: Path, snakemake: Snakemake) -> 
     listed = snakemake("--list-target-rules").stdout.split()
     for name in ("llama2_7b", "llama2_13b", "llama2_70b"):
         assert {f"{stage}_{name}" for stage in ("convert", "verify", "finetune", "evaluate", "export")} <= {*listed}
-    assert {"finetune_mine", "evaluate_mine", "export_mine"} <= {*listed}
+    assert {"finetune_mine", "evaluate_mine", "export_mine", "report_mine"} <= {*listed}
     assert "convert_mine" not in listed
 
 
@@ -125,11 +125,12 @@ def test_whole_workflow_with_a_stub(project: Path, snakemake: Snakemake) -> None
     done = snakemake(*everything)
     assert done.returncode == 0, done.stdout
     assert (project / "results/runs/llama2_13b/tracked/export.json").is_file()
+    assert (project / "results/runs/llama2_13b/report.html").is_file()
     assert "Nothing to be done" in snakemake(*everything).stdout
 
     run = project / "config/runs/llama2_7b.yaml"
     run.write_text(run.read_text().replace("evaluate: [perplexity]", "evaluate: [perplexity, hellaswag]"))
-    again = {"evaluate": 1, "export": 1, "track": 2, "project": 1}
+    again = {"evaluate": 1, "export": 1, "report": 1, "track": 2, "project": 1}
     assert job_counts(snakemake("-n", *everything).stdout) == again
 
     recipe = project / "config/recipes/llama2.yaml"

@@ -12,6 +12,14 @@ for name in configs.names("runs"):
                 checked(inputs.check_run, name),
             localrule: True
 
+    rule:
+        name:
+            f"report_{name}"
+        input:
+            f"results/runs/{name}/report.html",
+            checked(inputs.check_run, name),
+        localrule: True
+
 
 for name in configs.names("models"):
     for stage in ("convert", "verify"):
