@@ -8,6 +8,22 @@ from pathlib import Path
 import pytest
 from drill_project import DrillProject, assert_same
 
+URGENT = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
+
+
+def test_preemption(project: DrillProject, undisturbed: DrillProject) -> None:
+    """An urgent job takes all nodes: the training saves in the time that it is given, and comes back."""
+    project.start()
+    saved = project.until_saved()
+    first, _ = project.training()
+    project.slurm.call(
+        "sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 5"
+    )
+    assert project.until_resumed() > saved
+    assert project.training()[0] != first
+    project.finish()
+    assert_same(project, undisturbed)
+
 
 def test_node_with_the_batch_script_dies(project: DrillProject, undisturbed: DrillProject) -> None:
     """In mid-step, and with it the launcher that holds the lease."""
@@ -50,6 +66,20 @@ def test_snakemake_killed_and_started_again(project: DrillProject, undisturbed: 
         assert project.trainings[0][0] == first
     project.finish()
     assert project.resumed == [], project.story()  # the first job did all steps
+    assert_same(project, undisturbed)
+
+
+def test_ctrl_c(project: DrillProject, undisturbed: DrillProject) -> None:
+    """The job is cancelled; the same command goes on."""
+    project.start()
+    saved = project.until_saved()
+    assert project.process
+    os.killpg(project.process.pid, signal.SIGINT)
+    project.finish(expected=1)
+    project.slurm.wait_for_no_jobs()
+    project.start()
+    assert project.until_resumed() >= saved
+    project.finish()
     assert_same(project, undisturbed)
 
 
