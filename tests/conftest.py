@@ -13,6 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llmpipe.checkpoint import manifest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "LLMPIPE_SLOW" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: make drill"))
+
+
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
     """What a test sets in the environment ends with it: evaluate goes offline for the rest of its process."""

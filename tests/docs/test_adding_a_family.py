@@ -38,6 +38,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_family_added_by_the_page_is_converted_verified_trained_and_exported(copy: Path) -> None:
     where = {"PYTHONPATH": str(copy / "site")}
     for block in blocks(HOWTO / "adding-a-family.md"):

@@ -74,6 +74,7 @@ def edit(file: Path, **values: object) -> None:
     file.write_text(text)
 
 
+@pytest.mark.slow
 def test_seven_billion_parameters_on_one_gpu_are_here_a_few_on_the_cpu(tiny: Path) -> None:
     *prepared, train = blocks(HOWTO / "llama2-7b-one-gpu.md")
     for block in prepared:
