@@ -26,7 +26,7 @@ def test_the_stages_are_listed_in_the_order_of_the_flow() -> None:
     listed = [line.split()[0] for line in shown.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
         "download", "tokenize", "convert", "verify", "shard", "merge", "finetune", "evaluate", "export", "inspect",
-        "diff", "track",
+        "diff", "track", "report", "doctor",
     ]  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def start(
     process = subprocess.Popen(
         [sys.executable, "-c", code, "tokenize", *arguments, "--workers", "2", "--encoder", encoder],
         stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     while len(list(folder.iterdir())) < 2:
         assert process.poll() is None

@@ -226,12 +226,15 @@ MISTAKES = [
     ("runs/llama2_7b.yaml", "recipe: llama2", "recipe: lama2", "no config/recipes/lama2.yaml: did you mean 'llama2"),
     ("runs/llama2_7b.yaml", "{text:", "{texts:", "there is no config/corpora/texts.yaml: did you mean 'text'?"),
     ("runs/llama2_7b.yaml", "tp: 1", "tp: 3", "layout: tp 3 x pp 1 x cp 1 x dp -1 does not make 8 processes"),
-    ("runs/llama2_7b.yaml", "8\n  tp: 1", "24\n  tp: 3", "tp 3 does not divide 32 query heads and 32 KV heads"),
+    (
+        "runs/llama2_7b.yaml", "8           # processes on each, one a GPU\n  tp: 1", "24\n  tp: 3",
+        "tp 3 does not divide 32 query heads and 32 KV heads",
+    ),
     ("models/llama2_7b.yaml", "llama-2-7b", "nope", "weights/nope does not exist. Edit `source:`"),
     ("models/llama2_7b.yaml", "shape: llama2_7b", "shape: llama2_7", "shape 'llama2_7' is in no family's size table"),
     ("corpora/text.yaml", "text_key:", "textkey:", "corpora/text.yaml: unknown key textkey: did you mean 'text_key'?"),
     ("corpora/text.yaml", "corpus.jsonl", "nope.jsonl", "data/nope.jsonl does not exist. Edit `files:`"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.usefixtures("inputs")

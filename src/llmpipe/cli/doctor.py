@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmpipe.cli import URI_VARIABLE
+from llmpipe.cli import URI_VARIABLE, with_log
 
 if TYPE_CHECKING:
     from llmpipe.doctor.finding import Finding
@@ -15,6 +15,7 @@ COLORS = {"ok": "green", "note": "yellow", "mend": "red"}
 
 @click.command()
 @click.option("--uri", envvar=URI_VARIABLE, help="MLflow's tracking store.  [default: config/config.yaml's]")
+@with_log
 @click.pass_context
 def command(ctx: click.Context, uri: str | None) -> None:
     """Tell what this machine can do, and what to mend, in ten seconds.
