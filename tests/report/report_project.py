@@ -81,7 +81,8 @@ def make_run(project: Path, name: str, finished: bool = True, **recipe: Any) -> 
     }  # fmt: skip
     lines = "".join(json.dumps(line) + "\n" for line in _lines(told["recipe"]["lr"]))
     if not finished:
-        job = told | {"model": "results/models/m/tp2-pp1", "data": {"results/models/m/corpora/c": 1.0}}
+        inputs = {"model": "results/models/m/tp2-pp1", "data": {"results/models/m/corpora/c": 1.0}}
+        job = told | inputs | {"output": str(run)}
         (run / "job.json").write_text(json.dumps(job))
         (run / "live.jsonl").write_text(lines + '{"step": 21, "lo')  # which is being written
         return run

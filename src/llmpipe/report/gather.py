@@ -12,6 +12,8 @@ from llmpipe.data.statistics import Statistics, statistics
 from llmpipe.errors import UserError
 from llmpipe.files import read_json
 from llmpipe.track.subject import MAKE_AGAIN, cards_of, located, read_lines
+from llmpipe.train.job import read_job
+from llmpipe.train.record import of_job
 
 NEEDED = ("model", "data", "recipe", "layout", "split")
 """What a report takes for granted of run.json."""
@@ -104,22 +106,13 @@ def read_run(folder: Path, name: str) -> Run:
     if finished:
         record, curves = read_json(folder / "run.json", MAKE_AGAIN), read_lines(folder / "metrics.jsonl")
     else:
-        record, curves = _unfinished(read_json(folder / "job.json", MAKE_AGAIN)), _live(folder / "live.jsonl")
+        record, curves = of_job(read_job(folder / "job.json")), _live(folder / "live.jsonl")
     if unsaid := [key for key in NEEDED if key not in record]:
         raise UserError(
             f"{folder}/{'run' if finished else 'job'}.json says nothing of {', '.join(unsaid)}: another version of"
             " llmpipe wrote it, or something else; run finetune again"
         )
     return Run(folder=folder, name=name, record=record, finished=finished, curves=curves)
-
-
-def _unfinished(job: dict[str, Any]) -> dict[str, Any]:
-    """A job as run.json would say it."""
-    data = {
-        key: [{"prefix": prefix, "weight": weight} for prefix, weight in (job.get(key) or {}).items()]
-        for key in ("data", "validation", "test")
-    }
-    return {**job, **data, "model": {"path": job["model"]}}
 
 
 def _live(path: Path) -> list[dict[str, Any]]:

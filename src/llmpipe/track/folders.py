@@ -22,7 +22,8 @@ from llmpipe.track.subject import (
     mtime_ms,
 )
 from llmpipe.train import failure
-from llmpipe.train.job import Job, read_job
+from llmpipe.train.job import read_job
+from llmpipe.train.record import of_job
 
 RUN_FILES = (
     "run.json", "metrics.jsonl", "weights/manifest.json", "evaluate/table.json", "evaluate/table.md",
@@ -54,7 +55,7 @@ def _is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Subject:
     """A training, finished or under way, with its stages before and after."""
     finished = (folder / "run.json").is_file()
-    record = read_json(folder / "run.json", MAKE_AGAIN) if finished else _record(read_job(folder / "job.json"))
+    record = read_json(folder / "run.json", MAKE_AGAIN) if finished else of_job(read_job(folder / "job.json"))
     digest, params = _weights_digest(folder, record) if finished else "", _params(record)
     origin = record.get("origin") or {}
     identity = origin.get("training") or digest_of("run", folder.name, digest, sorted(params.items()))
@@ -108,24 +109,6 @@ def read_model(folder: Path) -> Subject:
         start_ms=made_ms,
         end_ms=made_ms,
     )
-
-
-def _record(job: Job) -> dict[str, Any]:
-    """What run.json will say of a training, as far as it is known while it trains."""
-    from dataclasses import asdict
-
-    told = asdict(job)
-    try:
-        digests, checkpoint = job.data_digests(), job.model_digest()
-    except (UserError, OSError):  # read from another folder than it was started in
-        digests, checkpoint = {}, None
-    data = {
-        key: [
-            {"prefix": prefix, "weight": weight, "digest": digests.get(prefix)} for prefix, weight in told[key].items()
-        ]
-        for key in ("data", "validation", "test")
-    }
-    return told | data | {"model": {"path": job.model, "checkpoint_digest": checkpoint}}
 
 
 def _status(folder: Path, record: dict[str, Any], finished: bool) -> Any:

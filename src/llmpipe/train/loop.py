@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -59,11 +60,10 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
         if trainer.evaluation and is_due(recipe.eval_every, done):
             told.measured.update(trainer.evaluation.run(trainer.model))
             observer.lap("evaluate")
-        check_lease(job)
+        stop, save = orders(job, saver.minutes)
         metrics.add(told)
         if trainer.watch.has_to_go_back:
             go_back(trainer, done, saver, metrics)
-        stop, save = orders(job, saver.minutes)
         save |= stop or done == end or is_due(recipe.save_every, done) or is_due(recipe.milestones, done)
         if recipe.check_replicas_every and (save or is_due(recipe.check_replicas_every, done)):
             check_replicas(trainer.optimizer, done)  # before a checkpoint, which could not be gone on from
@@ -168,24 +168,34 @@ def most_memory(groups: Groups) -> int:
 
 
 def orders(job: Job, minutes: float) -> tuple[bool, bool]:
-    """(stop, save): asked to stop, `minutes` without a checkpoint enough? Rank 0 looks and all hear: they act alike."""
-    told = torch.zeros(2, dtype=torch.int64)
-    if dist.get_rank() == 0:
-        told[0] = asked_to_stop(job.run)
-        told[1] = 0 < job.recipe.save_minutes <= minutes
-    dist.broadcast(told, src=0)
-    stop, save = told.tolist()
-    return bool(stop), bool(save)
+    """(stop, save): asked to stop, `minutes` without a checkpoint enough?
+
+    UserError on all ranks if another trainer has taken the run over.
+    """
+    stop, save, is_held = from_rank_0(
+        lambda: asked_to_stop(job.run),
+        lambda: 0 < job.recipe.save_minutes <= minutes,
+        lambda: lease.held(job.run),
+    )
+    if not is_held:
+        raise UserError(lease.lost(job.run))
+    return stop, save
 
 
 def check_lease(job: Job) -> None:
-    """UserError on all ranks if another trainer has taken the run over. Rank 0 looks and all hear: they act alike."""
-    told = torch.zeros((), dtype=torch.int64)
-    if dist.get_rank() == 0:
-        told.fill_(not lease.held(job.run))
-    dist.broadcast(told, src=0)
-    if told:
+    """UserError on all ranks if another trainer has taken the run over."""
+    (is_held,) = from_rank_0(lambda: lease.held(job.run))
+    if not is_held:
         raise UserError(lease.lost(job.run))
+
+
+def from_rank_0(*looks: Callable[[], bool]) -> list[bool]:
+    """What rank 0 finds, on all ranks, so that they act alike."""
+    found = torch.zeros(len(looks), dtype=torch.bool)
+    if dist.get_rank() == 0:
+        found = torch.tensor([look() for look in looks])
+    dist.broadcast(found, src=0)
+    return found.tolist()
 
 
 def asked_to_stop(run: Path) -> bool:

@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 import llmpipe
 from llmpipe.checkpoint import manifest, rank_files
 from llmpipe.checkpoint.convert import DTYPES
-from llmpipe.data.dataset.manifest import template_of
 from llmpipe.families import Shape
 from llmpipe.files import atomic_file, fsync, fsync_directory, write_json
 from llmpipe.parallel.groups import Groups
@@ -20,6 +19,7 @@ from llmpipe.train import lease
 from llmpipe.train.batches import Batches
 from llmpipe.train.job import Job
 from llmpipe.train.metrics import seconds_of
+from llmpipe.train.record import of_job
 
 
 def publish(job: Job, model: nn.Module, shape: Shape, groups: Groups) -> None:
@@ -69,32 +69,13 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
 
 def _record(job: Job, shape: Shape, digest: str) -> dict[str, object]:
     """run.json: what was run, on what, hashes, why it ended."""
-    digests, recipe = job.data_digests(), job.recipe
-
-    def listed(data: dict[str, float]) -> list[dict[str, object]]:
-        return [
-            {"prefix": key, "weight": weight, "digest": digests[key], "template": template_of(Path(key))}
-            for key, weight in data.items()
-        ]
-
-    return {
-        "name": job.run.name,
+    return of_job(job) | {
         "exit_reason": "finished",
-        "recipe": asdict(recipe),
-        "layout": asdict(job.layout),
-        "split": job.split,
-        "data": listed(job.data),
-        "validation": listed(job.validation),
-        "test": listed(job.test),
-        "model": {"path": job.model, "checkpoint_digest": job.model_digest()},
         "weights_digest": digest,
         "job_digest": job.digest(),
-        "steps": recipe.steps,
-        "tokens": Batches(recipe).total * recipe.seq_len,
+        "tokens": Batches(job.recipe).total * job.recipe.seq_len,
         "seconds": round(seconds_of(job.live), 3),
         "shape": asdict(shape),
-        "config_files": job.config_files,
-        "origin": job.origin,
         "llmpipe": llmpipe.__version__,
         "torch": torch.__version__,
     }

@@ -1,11 +1,42 @@
 """What later stages read of a run's folder."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llmpipe.checkpoint import manifest
+from llmpipe.data.dataset.manifest import template_of
 from llmpipe.errors import UserError
+from llmpipe.train.job import Job
+
+
+def of_job(job: Job) -> dict[str, Any]:
+    """As much of run.json as the job alone tells; hashes are None where model and data are not found from here."""
+    try:
+        digests, checkpoint = job.data_digests(), job.model_digest()
+    except (UserError, OSError):  # read from another folder than it was started in
+        digests, checkpoint = {}, None
+
+    def listed(data: dict[str, float]) -> list[dict[str, Any]]:
+        return [
+            {"prefix": key, "weight": weight, "digest": digests.get(key), "template": template_of(Path(key))}
+            for key, weight in data.items()
+        ]
+
+    return {
+        "name": job.run.name,
+        "recipe": asdict(job.recipe),
+        "layout": asdict(job.layout),
+        "split": job.split,
+        "data": listed(job.data),
+        "validation": listed(job.validation),
+        "test": listed(job.test),
+        "model": {"path": job.model, "checkpoint_digest": checkpoint},
+        "steps": job.recipe.steps,
+        "config_files": job.config_files,
+        "origin": job.origin,
+    }
 
 
 def run_record(path: Path) -> dict[str, Any]:
