@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from click.testing import CliRunner
 from data_help import train
 
 from llmpipe.cli.tokenize import command
+from llmpipe.data import tokenize as data_tokenize
 from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.tokenize import corpus_of
+from llmpipe.data.workers import Workers
 from llmpipe.errors import UserError
 
 TEXTS = ["Beautiful is better than ugly.", "", "<s> caf\u00e9 </s>", "def f(x):\n    return x\n", " \U0001f600"]
@@ -190,3 +193,28 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, tokenizer_dir: Pat
 def test_tokenizing_imports_no_heavy_package() -> None:
     code = "import sys, llmpipe.data.tokenize; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"[]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "threads"),
+    [
+        ("c.jsonl", [], True),
+        ("c.jsonl", ["--text-key", "a.b"], False),
+        ("c.jsonl", ["--encoder", "reference"], False),
+        ("c.txt", [], False),
+    ],
+)
+def test_workers_are_threads_where_all_is_compiled(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str], threads: bool
+) -> None:
+    asked: list[bool] = []
+
+    class Told(Workers[Any]):
+        def __init__(self, function: Any, count: int, threads: bool):
+            asked.append(threads)
+            super().__init__(function, count, threads)
+
+    monkeypatch.setattr(data_tokenize, "Workers", Told)
+    (tmp_path / name).write_text('{"text": "a", "a": {"b": "c"}}\n')
+    run(tmp_path / name, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out", *options)
+    assert asked == [threads]

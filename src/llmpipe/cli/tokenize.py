@@ -8,6 +8,9 @@ import click
 
 from llmpipe.cli import with_log
 
+MOST_WORKERS = 8
+"""Without --workers: so many threads with their caches stay below half a gigabyte."""
+
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(path_type=Path))
@@ -15,7 +18,9 @@ from llmpipe.cli import with_log
 @click.option(
     "--output", required=True, metavar="PREFIX", type=click.Path(path_type=Path), help="Writes PREFIX.bin, .idx."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes that encode.  [default: the CPUs of this one]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Threads or processes that encode.  [default: the CPUs, at most 8]"
+)
 @click.option(
     "--text-key", metavar="K", multiple=True, help="Key of a row's document; several are joined.  [default: text]"
 )
@@ -67,5 +72,5 @@ def command(
         raise UserError("--chat and --tokens do not go together: rows are chats, or tokens")
     options["kind"] = "chat" if chat else "tokens" if tokens else None
     corpus = corpus_of(list(inputs), **options)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     tokenize(corpus, tokenizer, output, workers, Part.parse(part) if part else None, encoder == "auto")

@@ -30,8 +30,17 @@ def blocks(span: Span, keys: Sequence[str], optional: Sequence[str] = ()) -> Ite
 
     UserError for a damaged file, or one without a column that a key needs.
     """
-    kind = next(kind for kind in READERS if span.path.name.removesuffix(".gz").removesuffix(".zst").endswith(kind))
-    yield from READERS[kind](span, keys, optional)
+    yield from _reader(span.path)(span, keys, optional)
+
+
+def are_json_lines(files: list[Path]) -> bool:
+    """Whether each file has a JSON object a line."""
+    return all(_reader(path) is lines.blocks for path in files)
+
+
+def _reader(path: Path) -> Callable[[Span, Sequence[str], Sequence[str]], Iterator[Block]]:
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    return next(reader for kind, reader in READERS.items() if name.endswith(kind))
 
 
 def first_row(files: list[Path], keys: Sequence[str], optional: Sequence[str] = ()) -> Any:

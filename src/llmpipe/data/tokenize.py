@@ -16,7 +16,7 @@ from llmpipe.data.encoding.text_encoder import TextEncoder
 from llmpipe.data.encoding.token_rows import TokenEncoder
 from llmpipe.data.parts import Part, corpus_key, cut, part_prefix, run_key
 from llmpipe.data.readers.block import BLOCK_BYTES, Span, whole
-from llmpipe.data.sources import find_files, first_row
+from llmpipe.data.sources import are_json_lines, find_files, first_row
 from llmpipe.data.stream import Counts, Stream
 from llmpipe.data.tokenizer import Tokenizer, open_tokenizer
 from llmpipe.data.workers import Workers
@@ -48,8 +48,8 @@ def tokenize(
 ) -> None:
     """Write the corpus as the dataset `output`, the same bytes for any number of workers.
 
-    Texts are encoded by llmpipe's own encoder, if it knows this kind of tokenizer, and workers are threads; else by the
-    tokenizer's library in processes.
+    Texts are encoded by llmpipe's own encoder, if it knows this kind of tokenizer; else by the tokenizer's library.
+    Workers are threads where all of the work is compiled, else processes.
     Of a part alone `output` gets a suffix, and `llmpipe merge` makes one dataset of all parts.
     """
     tokenizer = open_tokenizer(tokenizer_path)
@@ -71,7 +71,7 @@ def tokenize(
 
     dtype = token_dtype(tokenizer.vocab_size)
     encode = partial(encode_block, encoder, dtype=dtype)
-    threads = isinstance(encoder, TextEncoder) and encoder.fast is not None
+    threads = isinstance(encoder, TextEncoder) and encoder.is_compiled and are_json_lines(files)
     pool = Workers(encode, min(workers, 1 + total // BLOCK_BYTES), threads)
     with pool, progress("tokenize", total, "B") as shown:
         stream = Stream(encoder, dtype, pool, corpus.skip_bad, shown.add)
@@ -105,6 +105,8 @@ def _rules(corpus: Corpus, tokenizer: Tokenizer, encoder: Encoder) -> dict[str, 
 
 def _empty(corpus: Corpus, counts: Counts) -> str:
     rejected = f"; {counts.rejected_rows} bad rows are left out" if counts.rejected_rows else ""
+    if counts.dropped_chats:
+        rejected += f"; {counts.dropped_chats} chats, or parts of such, are longer than max_length: raise it"
     return f"the corpus is empty: no document with text in {', '.join(corpus.files)}{rejected}"
 
 

@@ -112,6 +112,13 @@ def test_over_long_chats_may_be_left_out_whole(folder: Path, tmp_path: Path, mon
     assert (facts["split_chats"], facts["dropped_chats"]) == (0, 1)
 
 
+def test_a_corpus_of_over_long_chats_alone_says_so(folder: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "c.jsonl", [{"messages": say("z " * 90, "!")}] * 3)
+    arguments = [source, "--chat", "--tokenizer", folder, "--max-length", 20, "--output", tmp_path / "d"]
+    with pytest.raises(UserError, match=r"corpus is empty: .*; 3 chats, or parts of such, are longer than max_length"):
+        run(tokenize, *arguments)
+
+
 def test_easylms_grammar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """BOS without loss, the fields, EOS with loss; a field in brackets has none."""
     folder = sentencepiece(tmp_path / "tokenizer", None)

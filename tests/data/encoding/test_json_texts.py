@@ -195,7 +195,7 @@ def test_datasets_are_the_same_by_python_alone(
     source.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
     model = train(tmp_path / "tokenizer.model", 400)
     own = written(tmp_path / "own", model, keys, bad * len(rows), source)
-    monkeypatch.setattr(data_texts, "_are_plain", lambda keys, separator: False)
+    monkeypatch.setattr(data_texts, "are_plain", lambda keys, separator: False)
     python = written(tmp_path / "python", model, keys, bad * len(rows), source)
     assert [len(part) for part in own] == [len(part) for part in python]
     assert own == python and len(own[0]) > 1000 and (b"is not JSON" in own[3]) is bad

@@ -61,6 +61,11 @@ class FastEncoder:
         """Bytes."""
         self._counting = Lock()
 
+    @property
+    def looks_at_texts(self) -> bool:
+        """Whether Python has to look at each text, to see whether the encoder may have it."""
+        return bool(self._own.composed or self._own.found)
+
     def prove(self, texts: Sequence[str]) -> None:
         """UserError unless the ids of these texts are the library's."""
         encoded = Texts.of([text.encode() for text in texts])
@@ -86,7 +91,7 @@ class FastEncoder:
     def _for_the_library(self, texts: Texts, sizes: NDArray[np.int64]) -> list[int]:
         """The texts of which the encoder is not sure, or that it may not encode."""
         unsure = np.flatnonzero(sizes < 0).tolist()
-        if not (self._own.composed or self._own.found):
+        if not self.looks_at_texts:
             return unsure
         return sorted({*unsure, *(number for number, text in enumerate(texts) if not self._is_plain(text))})
 

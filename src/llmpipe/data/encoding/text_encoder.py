@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from llmpipe.config import Corpus
 from llmpipe.data.encoding.encoded import Encoded, Reject
 from llmpipe.data.encoding.fast_encoder import FastEncoder
-from llmpipe.data.encoding.texts import BadRows, Texts, texts_of
+from llmpipe.data.encoding.texts import BadRows, Texts, are_plain, texts_of
 from llmpipe.data.readers.block import Block
 from llmpipe.data.tokenizers.base import Tokenizer
 from llmpipe.errors import UserError
@@ -35,6 +35,12 @@ class TextEncoder:
         ):
             if asked and token < 0:
                 raise UserError(f"{tokenizer.path} has no {name} token to mark documents with: say {option}")
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the work on JSON lines is all compiled, and Python's lock is free meanwhile."""
+        plain = are_plain(self.keys, self.separator)
+        return plain and self.fast is not None and not self.fast.looks_at_texts
 
     def encode(self, block: Block, dtype: np.dtype[Any]) -> Encoded:
         """The documents of a block, in tokens of this type."""

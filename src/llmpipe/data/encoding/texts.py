@@ -45,7 +45,7 @@ class Texts:
 
 def texts_of(block: Block, keys: Sequence[str], separator: str) -> Iterator[tuple[Texts, BadRows]]:
     """The documents of a block in their order, some at a time, and the rows that have none."""
-    if not isinstance(block, LineBlock) or not _are_plain(keys, separator):
+    if not isinstance(block, LineBlock) or not are_plain(keys, separator):
         yield _of_rows(block.rows(), keys, separator)
         return
     number = block.first
@@ -59,7 +59,7 @@ def texts_of(block: Block, keys: Sequence[str], separator: str) -> Iterator[tupl
         number += count
 
 
-def _are_plain(keys: Sequence[str], separator: str) -> bool:
+def are_plain(keys: Sequence[str], separator: str) -> bool:
     """Whether the scanner knows what the keys mean: none leads into nested objects."""
     try:
         "".join([*keys, separator]).encode()
