@@ -89,7 +89,7 @@ def test_where_going_back_cannot_help_it_ends(bad, text, checkpoint, dataset, tm
 
 
 def stop_after_5(job: Job, bad: list[int]) -> None:
-    loop.asked_to_stop = lambda run: len((run / "live.jsonl").read_text().splitlines()) == 5
+    loop.asked_to_stop = lambda run: len((run / "live.jsonl").read_text().splitlines()) == 4
     train_bad(job, bad)
 
 
