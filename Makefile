@@ -56,7 +56,7 @@ $(LINTERS): pyproject.toml $(INSTALLED)
 	@touch $@
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 20 --durations-min 10
 
 test-cluster: $(INSTALLED)
 	tests/cluster/install.sh
