@@ -64,12 +64,21 @@ def assert_trained_alike(run: Path, undisturbed: Path) -> None:
     assert steps[0] == steps[1] == list(range(1, len(steps[0]) + 1))
 
 
-def processes_of(run: Path) -> list[int]:
-    """Launchers, torchruns and ranks of a run folder; those that wait to be reaped do not count."""
+def processes_of(run: Path) -> dict[int, str]:
+    """Launchers, torchruns and ranks of a run folder, and what started them; but for those that wait to be reaped."""
     lines = subprocess.check_output(["ps", "-ww", "-eo", "pid,stat,args"], text=True).splitlines()[1:]
     fields = [line.split(None, 2) for line in lines]
     of_run = re.compile(rf"{re.escape(str(run))}(/job\.json)?( |$)")
-    return [int(pid) for pid, state, args in fields if of_run.search(args) and state[0] != "Z"]
+    return {int(pid): args for pid, state, args in fields if of_run.search(args) and state[0] != "Z"}
+
+
+def wait_for_torchrun(run: Path) -> None:
+    """Until the launcher has started it, and so takes signals; three minutes at most."""
+    for _ in range(1800):
+        if any("torch.distributed.run" in command for command in processes_of(run).values()):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no torchrun for {run}")
 
 
 def wait_until_no_rank_lives(run: Path) -> None:

@@ -16,8 +16,8 @@ from finetune_command import (
     assert_trained_alike,
     finetune_arguments,
     num_steps,
-    processes_of,
     wait_for_step,
+    wait_for_torchrun,
     wait_until_no_rank_lives,
 )
 
@@ -70,13 +70,22 @@ def ended(launcher: Launcher) -> tuple[int, str]:
     return launcher.returncode, said
 
 
+def assert_trained(*launchers: Launcher) -> None:
+    for launcher in launchers:
+        status, said = ended(launcher)
+        assert status == 0, said
+
+
+def assert_resumed_after_step_10(nodes: Nodes, undisturbed: Path) -> None:
+    assert "resumed after step 10" in (nodes.run / "log.txt").read_text()
+    assert_trained_alike(nodes.run, undisturbed)
+
+
 def test_two_nodes_train_as_one_does_whichever_is_started_first(nodes: Nodes, undisturbed: Path) -> None:
     second = nodes.start(1)
     time.sleep(3)
     first = nodes.start(0)
-    for launcher in (first, second):
-        status, said = ended(launcher)
-        assert status == 0, said
+    assert_trained(first, second)
     assert_trained_alike(nodes.run, undisturbed)
     # Again, both find it finished.
     for node in (1, 0):
@@ -89,12 +98,8 @@ def test_when_the_second_node_is_killed_the_first_one_waits_for_it(nodes: Nodes,
     wait_for_step(nodes.run, 12)
     second.kill()
     assert '"pid": ' + str(first.pid) in (nodes.run / "lease").read_text()
-    again = nodes.start(1)
-    for launcher in (first, again):
-        status, said = ended(launcher)
-        assert status == 0, said
-    assert "resumed after step 10" in (nodes.run / "log.txt").read_text()
-    assert_trained_alike(nodes.run, undisturbed)
+    assert_trained(first, nodes.start(1))
+    assert_resumed_after_step_10(nodes, undisturbed)
 
 
 def test_when_the_first_node_is_killed_the_second_one_ends_and_both_go_on(nodes: Nodes, undisturbed: Path) -> None:
@@ -104,11 +109,8 @@ def test_when_the_first_node_is_killed_the_second_one_ends_and_both_go_on(nodes:
     status, said = ended(second)
     assert status == 1 and "Traceback" not in said.splitlines()[-1], said
     assert re.search(r"training failed after step \d+: .*goes on from .*step-00000010", said), said
-    for launcher in (nodes.start(1), nodes.start(0)):
-        status, said = ended(launcher)
-        assert status == 0, said
-    assert "resumed after step 10" in (nodes.run / "log.txt").read_text()
-    assert_trained_alike(nodes.run, undisturbed)
+    assert_trained(nodes.start(1), nodes.start(0))
+    assert_resumed_after_step_10(nodes, undisturbed)
 
 
 def test_either_can_be_asked_to_stop(nodes: Nodes, undisturbed: Path) -> None:
@@ -116,15 +118,13 @@ def test_either_can_be_asked_to_stop(nodes: Nodes, undisturbed: Path) -> None:
     wait_for_step(nodes.run, 3)
     second.send_signal(signal.SIGINT)
     assert ended(first)[0] == ended(second)[0] == 75
-    for launcher in (nodes.start(0), nodes.start(1)):
-        assert ended(launcher)[0] == 0
+    assert_trained(nodes.start(0), nodes.start(1))
     assert_trained_alike(nodes.run, undisturbed)
 
 
 def test_the_first_can_be_stopped_while_it_waits_for_the_second(nodes: Nodes) -> None:
     first = nodes.start(0)
-    while len(processes_of(nodes.run)) < 2:  # its torchrun, too
-        time.sleep(0.1)
+    wait_for_torchrun(nodes.run)
     first.send_signal(signal.SIGINT)
     assert ended(first)[0] == 75
     assert num_steps(nodes.run) == 0

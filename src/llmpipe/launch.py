@@ -88,9 +88,11 @@ def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -
         first_node.check_shared(job)
         return _run_ranks(job, place, log_file, os.environ[lease.TOKEN], wait_seconds)
     if place.master and place.node_rank:
+        job = job.with_inputs()
         token = first_node.wait_for_first(job, place.node_rank, place.master, wait_seconds)
         return _outcome(job, place, _run_ranks(job, place, log_file, token, wait_seconds)) if token else 0
     with lease.hold(job.run, wait_seconds) as token:
+        job = job.with_inputs()
         if job.is_finished():
             log.info("%s: this training is finished", job.run)
             return 0

@@ -1,27 +1,86 @@
 """RUN/job.json: what a training is given, and what of it makes it another training."""
 
+import hashlib
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llmpipe import launch
+from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.recipe import Recipe, Schedule
 from llmpipe.train.job import Job, job_split, read_job
 from llmpipe.train.preflight import check_steps
+from llmpipe.train.record import of_job
 
 
 def job(folder: Path, **more: object) -> Job:
     recipe = Recipe(seq_len=8, global_batch=2, steps=3, lr=1e-3)
     given = {"model": "m", "data": {"a": 1.0}, "split": [1.0, 0.0, 0.0], "output": str(folder)}
-    return Job(recipe=recipe, layout=Layout(), **given | more)  # type: ignore[arg-type]
+    return Job(recipe=recipe, layout=Layout(device="cpu").resolved(), **given | more)  # type: ignore[arg-type]
 
 
 def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
     made = job(tmp_path, validation={"b": 1.0}, test={"c": 2.0})
     made.write()
     assert read_job(made.path) == made
+
+
+def test_what_the_launcher_found_is_not_hashed_again(
+    checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset without a manifest, tokenized again in mid-run and then gone: the job stays the one that began."""
+    copy = tmp_path / "corpus"
+    for kind in (".bin", ".idx"):
+        shutil.copy(f"{dataset}{kind}", f"{copy}{kind}")
+    files = [hashlib.sha256((tmp_path / f"corpus{kind}").read_bytes()).hexdigest() for kind in (".bin", ".idx")]
+    digest = hashlib.sha256("".join(files).encode()).hexdigest()
+    run, model = tmp_path / "run", manifest.read(checkpoint).digest
+    given = job(run, model=str(checkpoint), data={str(copy): 1.0})
+
+    def ranks(*_: object) -> int:
+        (tmp_path / "corpus.bin").write_bytes(b"\1\0")
+        told = read_job(run / "job.json")
+        assert (told.inputs.model, told.inputs.data) == (model, {str(copy): digest})
+        assert (told.digest(), told.checkpoints) == begun
+        assert given.digest() != begun[0]  # what asks the files now
+        (tmp_path / "corpus.bin").unlink()
+        assert told.digest() == begun[0]
+        record = of_job(told)
+        assert (record["data"][0]["digest"], record["model"]["checkpoint_digest"]) == (digest, model)
+        return 0
+
+    begun = given.digest(), given.checkpoints
+    monkeypatch.setattr(launch, "supervise_torchrun", ranks)
+    assert launch.launch(given, launch.Place(), None, 0) == 75
+
+
+def test_a_model_whose_link_leads_elsewhere_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Ranks that start again would train another model than the one that the run's checkpoints are of."""
+    link, other = tmp_path / "latest", tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    digests = [manifest.read(checkpoint).digest, manifest.write(other, "checkpoint", {}).digest]
+    link.symlink_to(checkpoint)
+    told = replace(job(tmp_path, model=str(link)), data={}).with_inputs()
+    told.check_model()
+    link.unlink()
+    link.symlink_to(other)
+    with pytest.raises(
+        UserError, match=f"is of checkpoint {digests[1]} now, and this training began with {digests[0]}"
+    ):
+        told.check_model()
+
+
+def test_of_a_job_without_hashes_none_are_told(tmp_path: Path) -> None:
+    """As an older launcher wrote it, read where neither model nor data are found."""
+    record = of_job(job(tmp_path))
+    assert record["model"]["checkpoint_digest"] is record["data"][0]["digest"] is None
 
 
 def test_a_dataset_is_trained_on_or_held_out(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_one_that_stood_still_and_was_given_up_saves_nothing_when_it_wakes(
     run = tmp_path / "run"
     first = on_machine("a", arguments)
     wait_for_step(run, 12)
-    frozen = processes_of(run)
+    frozen = [*processes_of(run)]
     assert len(frozen) == 4  # launcher, torchrun, two ranks
     signal_all(frozen, signal.SIGSTOP)
 

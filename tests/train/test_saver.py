@@ -99,6 +99,27 @@ def test_the_newest_and_the_milestones_are_kept(checkpoint, dataset, tmp_path) -
     assert whole(job) == ["step-00000003", "step-00000006", "step-00000008"] and not left.exists()
 
 
+def train_beside_one_that_cannot_be_removed(job: Job) -> bool:
+    rmtree = shutil.rmtree
+
+    def resist(path: Path, **options: Any) -> None:
+        if path.name == "step-00000002" and (path / "manifest.json").exists():
+            raise OSError("Device or resource busy")
+        rmtree(path, **options)
+
+    saver.shutil.rmtree = resist
+    logging.getLogger("llmpipe").addHandler(logging.FileHandler(job.run / "log.txt"))
+    return train(job)
+
+
+def test_an_old_one_that_cannot_be_removed_costs_no_new_one(checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(SHORT, keep=1))
+    assert run_ranks(train_beside_one_that_cannot_be_removed, 1, job) == [True]
+    assert whole(job) == ["step-00000002", "step-00000006"]
+    said = (job.run / "log.txt").read_text()
+    assert "not saved" not in said and said.count("step-00000002 is not needed any more, and was not removed") == 2
+
+
 def test_one_is_due_by_the_clock(checkpoint, dataset, tmp_path) -> None:
     recipe = replace(SHORT, steps=3, save_every=50, save_minutes=1e-9)
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe)

@@ -88,12 +88,12 @@ def check_shared(job: Job) -> None:
 
 
 def _check_same(job: Job) -> None:
-    """UserError if node 0 was given another command than this node."""
+    """UserError if node 0 was given another command than this node, or sees another model or other data."""
     theirs = read_job(job.path)
     names = [field.name for field in fields(Job) if field.name != "origin"]
     differing = [name for name in names if getattr(theirs, name) != getattr(job, name)]
     if differing:
         raise UserError(
-            f"this command says something else than node 0's, see {', '.join(differing)} in {job.path}: give the same"
-            " one on all nodes, but for --node-rank"
+            f"node 0 has another command, or by their hashes other inputs, see {', '.join(differing)} in {job.path}:"
+            " give the same command on all nodes, but for --node-rank, and the same files"
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from llmpipe.checkpoint import manifest
@@ -22,6 +22,16 @@ CONTINUABLE = (
     "check_replicas_every", "eval_every", "eval_batches", "recompute", "recompute_every", "compile", "apex",
     "deterministic",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What model and datasets were when the launcher began, by their hashes."""
+
+    model: str = ""
+    """As `Job.model_digest` says it; empty: nobody has looked yet."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Of each dataset, by prefix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +64,8 @@ class Job:
     """The files that this was read from, for the record."""
     origin: dict[str, str] = field(default_factory=dict)
     """Where it comes from, for the record: see train/origin.py."""
+    inputs: Inputs = field(default_factory=Inputs)
+    """Told by the launcher, so that neither a rank nor who reads job.json hashes whole datasets again."""
 
     def __post_init__(self) -> None:
         check_held_out(self.data, self.validation, self.test)
@@ -72,13 +84,27 @@ class Job:
         """Where this training's checkpoints stand: other inputs have a folder of their own (design decision 14)."""
         return self.run / "checkpoints" / self.digest()[:16]
 
+    def with_inputs(self) -> "Job":
+        """The job, told what its model and data are; one that was told before stays as it is."""
+        return replace(self, inputs=Inputs(model=self.model_digest(), data=self.data_digests()))
+
     def model_digest(self) -> str:
         """The model's identity: for rank files that of the checkpoint they were cut from, whatever the layout."""
-        made = manifest.read(Path(self.model))
-        return made.source.get("checkpoint", made.digest)
+        return self.inputs.model or _model_digest(Path(self.model))
+
+    def check_model(self) -> None:
+        """UserError for a model that is another one than when the launcher began: its link, say, leads elsewhere."""
+        found = _model_digest(Path(self.model))
+        if found != self.model_digest():
+            raise UserError(
+                f"{self.model} is of checkpoint {found} now, and this training began with {self.inputs.model}:"
+                " put that back, or run finetune again, which then trains the new one from its start"
+            )
 
     def data_digests(self) -> dict[str, str]:
         """The identity of each dataset, by prefix."""
+        if self.inputs.data:
+            return self.inputs.data
         return {prefix: dataset_manifest.digest(Path(prefix)) for prefix in self.data | self.validation | self.test}
 
     def digest(self) -> str:
@@ -106,6 +132,11 @@ class Job:
     def write(self) -> None:
         """Write RUN/job.json."""
         write_json(self.path, asdict(self))
+
+
+def _model_digest(model: Path) -> str:
+    made = manifest.read(model)
+    return made.source.get("checkpoint", made.digest)
 
 
 def parse_steps(text: str | None) -> list[int]:

@@ -69,7 +69,7 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
 
 def _record(job: Job, shape: Shape, digest: str) -> dict[str, object]:
     """run.json: what was run, on what, hashes, why it ended."""
-    return of_job(job) | {
+    return of_job(job.with_inputs()) | {
         "exit_reason": "finished",
         "weights_digest": digest,
         "job_digest": job.digest(),

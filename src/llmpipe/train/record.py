@@ -12,15 +12,11 @@ from llmpipe.train.job import Job
 
 
 def of_job(job: Job) -> dict[str, Any]:
-    """As much of run.json as the job alone tells; hashes are None where model and data are not found from here."""
-    try:
-        digests, checkpoint = job.data_digests(), job.model_digest()
-    except (UserError, OSError):  # read from another folder than it was started in
-        digests, checkpoint = {}, None
+    """As much of run.json as the job alone tells; hashes are None where its launcher did not tell them."""
 
     def listed(data: dict[str, float]) -> list[dict[str, Any]]:
         return [
-            {"prefix": key, "weight": weight, "digest": digests.get(key), "template": template_of(Path(key))}
+            {"prefix": key, "weight": weight, "digest": job.inputs.data.get(key), "template": template_of(Path(key))}
             for key, weight in data.items()
         ]
 
@@ -32,7 +28,7 @@ def of_job(job: Job) -> dict[str, Any]:
         "data": listed(job.data),
         "validation": listed(job.validation),
         "test": listed(job.test),
-        "model": {"path": job.model, "checkpoint_digest": checkpoint},
+        "model": {"path": job.model, "checkpoint_digest": job.inputs.model or None},
         "steps": job.recipe.steps,
         "config_files": job.config_files,
         "origin": job.origin,

@@ -59,10 +59,11 @@ class Saver:
         """Begin the checkpoint after `step` steps, when the one before is done."""
         self.wait()
         self.started = time.monotonic()
+        directory = self.job.checkpoints / f"step-{step:08}"
         pieces = self._snapshot()
         told = state.counters(self.job, step, self.optimizer, self.watch)
         size = self.job.live.stat().st_size if dist.get_rank() == 0 else 0
-        self.thread = Thread(target=self._write, args=(step, pieces, told, size), name=f"save {step}", daemon=True)
+        self.thread = Thread(target=self._write, args=(directory, pieces, told, size), name=f"save {step}", daemon=True)
         self.thread.start()
 
     def wait(self) -> None:
@@ -85,10 +86,9 @@ class Saver:
             torch.cuda.current_stream().synchronize()
         return {name: Piece(self.buffers[name], piece.shape, piece.offsets) for name, piece in pieces.items()}
 
-    def _write(self, step: int, pieces: dict[str, Piece], told: dict[str, Any], metrics_size: int) -> None:
+    def _write(self, directory: Path, pieces: dict[str, Piece], told: dict[str, Any], metrics_size: int) -> None:
         """The thread: write and publish, or say why not."""
-        directory = self.job.checkpoints / f"step-{step:08}"
-        lead = dist.get_rank() == 0
+        step, lead = told["step"], dist.get_rank() == 0
         try:
             self._together(lambda: self._make(directory, metrics_size) if lead else None)
             dcp_save({**pieces}, checkpoint_id=directory, process_group=self.group)
@@ -98,14 +98,14 @@ class Saver:
                 known = {name: digest for of_rank in hashes for name, digest in of_rank.items()}
                 manifest.write(directory, "training_checkpoint", told, {**known})
                 self.saved = step
-                self._prune(directory.parent, step)
                 log.info("step %s: saved %s", step, directory)
+                self._prune(directory.parent, step)
         except (OSError, UserError, CheckpointException) as error:  # a full disk, say: it may not end the training
             if lead:
-                if lease.held(self.job.run):  # else the folder may be the other trainer's
-                    shutil.rmtree(directory, ignore_errors=True)
                 said = _said(error)
                 log.warning("step %s: not saved in %s: %s; the next checkpoint tries again", step, directory, said)
+                if lease.held(self.job.run):  # else the folder may be the other trainer's
+                    shutil.rmtree(directory, ignore_errors=True)
         except Exception as error:
             self.broken = error
 
@@ -126,7 +126,7 @@ class Saver:
             whole += is_whole
             is_milestone = recipe.milestones and state.step_of(path) % recipe.milestones == 0
             if not is_whole or (whole > recipe.keep and not is_milestone):
-                shutil.rmtree(path)
+                _remove(path)
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """What each rank's `work` returns; if that of one failed, all raise what it said."""
@@ -140,6 +140,14 @@ class Saver:
         if failed := next((error for error, _ in of_all if error), None):
             raise OSError(failed)
         return [result for _, result in of_all]
+
+
+def _remove(directory: Path) -> None:
+    """Take an old checkpoint away; one that resists is tried again after the next checkpoint."""
+    try:
+        shutil.rmtree(directory)
+    except OSError as error:
+        log.warning("%s is not needed any more, and was not removed: %s", directory, error)
 
 
 def _said(error: BaseException) -> str:
