@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint import tokenizer_files
 from llmpipe.checkpoint.adapter_files import Adapter, Delta, read_adapter
+from llmpipe.checkpoint.adapter_tokenizer import hashes_of, place_of
 from llmpipe.checkpoint.blocks import Block, OpenFiles, as_rectangle, gather_into, same_bytes, straight
 from llmpipe.checkpoint.containers.stored import StoredTensor
 from llmpipe.checkpoint.layouts import Part, Stored, blocks_of, hf_layout
@@ -50,7 +50,7 @@ class AdaptedSource:
             for part in layout[name].parts:
                 self._deltas.setdefault(part.key, []).append((part, delta))
         self._files = OpenFiles()
-        _compare_tokenizers(source, directory)
+        self.tokenizer_place = place_of(source, directory, self.shape.vocab)
         log.info(
             "%s: merged into %d tensors, %d more are its own", directory, len(adapter.deltas), len(adapter.replaced)
         )
@@ -194,20 +194,7 @@ def _rows_of(part: Part, rows: slice) -> tuple[slice, slice] | None:
     return slice(first - rows.start, last - rows.start), stored
 
 
-def _compare_tokenizers(source: TensorSource, directory: Path) -> None:
-    """A warning that names the tokens which only the adapter's tokenizer has: the source's is carried."""
-    own = directory / tokenizer_files.JSON
-    theirs = tokenizer_files.from_file(own) if own.is_file() else None
-    ours = tokenizer_files.opened(source) if theirs else None
-    if theirs is None or ours is None:
-        return
-    known = ours.get_vocab()
-    more = sorted((number, token) for token, number in theirs.get_vocab().items() if token not in known)
-    if more:
-        options = " ".join(f"--add-token {token!r}" for _, token in more[:8]) + (" ..." if len(more) > 8 else "")
-        log.warning("%s was trained with %d more tokens than %s has: %s", directory, len(more), source.path, options)
-
-
-def describe(directory: Path) -> dict[str, Any]:
-    """An adapter for the manifest: what it says that it was trained on, and the SHA-256 of its files."""
-    return read_adapter(directory).described()
+def describe(directory: Path, with_tokenizer: bool) -> dict[str, Any]:
+    """An adapter for the manifest: what it says that it was trained on, and the SHA-256 of the files that were used."""
+    found = read_adapter(directory).described()
+    return found | {"files": found["files"] | (hashes_of(directory) if with_tokenizer else {})}

@@ -100,9 +100,11 @@ class FileSource:
 
     path: Path
     shape: Shape
+    tokenizer_place: Path
 
     def __init__(self, path: Path, shape: Shape, table: dict[str, Tensor]):
         self.path, self.shape, self.table = path, shape, table
+        self.tokenizer_place = path
         self.blocks_by_key: dict[str, list[Block]] = {key: [] for key in table}
         self.dtypes: dict[str, torch.dtype] = {}
         self._files = OpenFiles()

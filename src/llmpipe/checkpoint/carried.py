@@ -3,6 +3,7 @@
 import fcntl
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from llmpipe.errors import UserError
 from llmpipe.files import EarlyWriteback, read_json
@@ -51,13 +52,25 @@ def names(directory: Path) -> list[str]:
     return sorted(name for name, path in found.items() if path.is_file())
 
 
-def carried_files(source: Path, directory: Path) -> dict[str, str]:
-    """Copy the files that go along with the weights; returns their SHA-256. UserError for settings that are none."""
-    for name in names(source):
+def carried_files(source: Path, directory: Path, chosen: list[str] | None = None) -> dict[str, str]:
+    """Copy the files that go along with the weights; returns their SHA-256. UserError for settings that are none.
+
+    `chosen`: some of `names`; None: all.
+    """
+    chosen = names(source) if chosen is None else chosen
+    for name in chosen:
         check_pulled(source / name)
-        if name.endswith(".json") and name not in _LARGE and not isinstance(read_json(source / name, _AGAIN), dict):
-            raise UserError(f"{source / name} is no table of keys: {_AGAIN}")
-    return {name: copy_hashed(source / name, directory / name) for name in names(source)}
+        if name.endswith(".json") and name not in _LARGE:
+            read_table(source / name)
+    return {name: copy_hashed(source / name, directory / name) for name in chosen}
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A JSON file of settings; UserError if it is none."""
+    table = read_json(path, _AGAIN)
+    if not isinstance(table, dict):
+        raise UserError(f"{path} is no table of keys: {_AGAIN}")
+    return table
 
 
 def check_pulled(path: Path) -> None:

@@ -28,9 +28,10 @@ class Changes:
             source = AdaptedSource(source, self.adapter, written)
         return grow.grown(source, self.tokens, self.new_rows) if self.tokens else source
 
-    def described(self) -> dict[str, Any]:
-        """For the manifest's source."""
-        found: dict[str, Any] = {"adapter": describe(self.adapter)} if self.adapter else {}
+    def described(self, changed: TensorSource) -> dict[str, Any]:
+        """For the manifest's source; `changed`: what `apply` made."""
+        own = changed.tokenizer_place == self.adapter
+        found: dict[str, Any] = {"adapter": describe(self.adapter, own)} if self.adapter else {}
         return found | ({"added_tokens": list(self.tokens), "new_rows": self.new_rows} if self.tokens else {})
 
 

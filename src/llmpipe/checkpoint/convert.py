@@ -72,7 +72,9 @@ def convert(
         came_from = origin(path, detect(path), sources.results() if hashed else None)
         if intact:
             intact.result()
-        return manifest.write(part, kind, came_from | told_of(path, told).described() | changes.described(), hashes)
+        return manifest.write(
+            part, kind, came_from | told_of(path, told).described() | changes.described(source), hashes
+        )
 
 
 def _opened(path: Path, told: Told, target: Target, changes: Changes) -> TensorSource:

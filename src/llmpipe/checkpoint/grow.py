@@ -34,6 +34,7 @@ class GrownSource:
         if rows < source.shape.vocab:
             raise UserError(f"{source.path} has {source.shape.vocab} rows in its embedding and cannot grow to {rows}")
         self.path, self.source, self.how = source.path, source, how
+        self.tokenizer_place = source.tokenizer_place
         self.shape = replace(source.shape, vocab=rows)
         self._table = FAMILIES[self.shape.family].keys(self.shape)
         self._new: dict[str, torch.Tensor] = {}
@@ -84,7 +85,8 @@ def grown(source: TensorSource, tokens: tuple[str, ...], how: NewRows) -> Tensor
     """The source with a row for each of the tokens; UserError if it has no tokenizer that they could be added to."""
     tokenizer = tokenizer_files.opened(source)
     if tokenizer is None:
-        raise UserError(f"{source.path} has no tokenizer that tokens could be added to: put its files there")
+        where = source.tokenizer_place
+        raise UserError(f"{where} has no tokenizer that tokens could be added to: put its files there")
     before = tokenizer.get_vocab_size()
     added = add(tokenizer, tokens)
     rows = max(source.shape.vocab, tokenizer.get_vocab_size())

@@ -22,6 +22,8 @@ class TensorSource(Protocol):
 
     path: Path
     shape: Shape
+    tokenizer_place: Path
+    """Where its tokenizer is looked for: `path`, but for a model that an adapter gave another."""
 
     def keys(self) -> list[str]:
         """Our full names, in the family's order."""

@@ -10,24 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
-from llmpipe.checkpoint import tiktoken_file
-from llmpipe.checkpoint.carried import carried_files, copy_hashed
+from llmpipe.checkpoint import carried, tiktoken_file
+from llmpipe.checkpoint.carried import carried_files
 from llmpipe.checkpoint.sentencepiece_model import SPACE, build, config, load, read_spec
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.data.tokenizers.ranks import SPECIAL, is_tiktoken, read_ranks
 from llmpipe.data.tokenizers.tekken import open_tekken
 from llmpipe.data.tokenizers.tiktoken import open_ranks
 from llmpipe.errors import UserError
+from llmpipe.families import Shape
 from llmpipe.files import sha256, write_json
 
 log = logging.getLogger(__name__)
 
 MODEL, TEKKEN, JSON = "tokenizer.model", "tekken.json", "tokenizer.json"
-CONFIG = "tokenizer_config.json"
+CONFIG, ADDED = "tokenizer_config.json", "added_tokens.json"
 FILES = (
-    MODEL, JSON, CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    MODEL, JSON, CONFIG, "special_tokens_map.json", ADDED, "vocab.json", "merges.txt",
     "chat_template.jinja", TEKKEN,
 )  # fmt: skip
 PROBES = (
@@ -52,8 +53,24 @@ PROBES = (
 def folder(path: Path) -> Path | None:
     """The directory with a source's tokenizer; Meta's, Megatron's and EasyLM's weights may have it one folder above."""
     above = [] if (path / "config.json").is_file() else [path.absolute().parent]
-    names = (MODEL, TEKKEN, JSON)
-    return next((place for place in (path, *above) if any((place / name).is_file() for name in names)), None)
+    return next((place for place in (path, *above) if holds(place)), None)
+
+
+def holds(place: Path) -> bool:
+    """Whether a tokenizer lies in a directory."""
+    return any((place / name).is_file() for name in (MODEL, TEKKEN, JSON))
+
+
+def file_at(place: Path) -> Path:
+    """The file of a directory that says its tokens: tokenizer.json first, which has the added ones, too."""
+    return next(place / name for name in (JSON, MODEL, TEKKEN) if (place / name).is_file())
+
+
+def names(place: Path) -> list[str]:
+    """The files of a directory that belong to its tokenizer, chat templates too."""
+    return [
+        name for name in carried.names(place) if name in FILES or name.startswith(("chat_template", carried.TEMPLATES))
+    ]
 
 
 def find(path: Path) -> Path | None:
@@ -93,25 +110,56 @@ def control_ids(path: Path) -> tuple[int | None, int | None]:
 
 def opened(source: TensorSource) -> Tokenizer | None:
     """The tokenizer that a checkpoint made of this source carries as tokenizer.json; None without one."""
-    place = folder(source.path)
-    if place is None:
-        return None
+    place = folder(source.tokenizer_place)
+    return opened_at(place, source.shape) if place else None
+
+
+def opened_at(place: Path, shape: Shape) -> Tokenizer:
+    """The tokenizer that a directory holds, for a model of that shape."""
     own = _own(place)
-    return _made(source, own)[0] if own and not (place / JSON).is_file() else from_file(place / JSON)
+    if own is None or (place / JSON).is_file():
+        return from_file(place / JSON)
+    made = _made(shape, own)[0]
+    _add_listed(made, place, shape.vocab)
+    return made
 
 
-def _made(source: TensorSource, model: Path) -> tuple[Tokenizer, dict[str, Any], Callable[[str], list[int]]]:
+def size_of(tokenizer: Tokenizer) -> int:
+    """How many rows its ids need."""
+    ids = tokenizer.get_vocab().values()
+    return max(len(ids), max(ids, default=-1) + 1)
+
+
+def _add_listed(tokenizer: Tokenizer, place: Path, rows: int) -> None:
+    """Add the tokens of added_tokens.json, which transformers wrote beside a tokenizer.model, at the ids there.
+
+    `rows`: of the embedding; a token without one is left out.
+    """
+    listed = carried.read_table(place / ADDED) if (place / ADDED).is_file() else {}
+    if wrong := [token for token, number in listed.items() if not isinstance(number, int)]:
+        raise UserError(f"{place / ADDED}: {wrong[0]!r} has no number for its id: copy or download it again")
+    for token, number in sorted(listed.items(), key=lambda entry: entry[1]):
+        if number == tokenizer.get_vocab_size() < rows:
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+    if left_out := [token for token, number in listed.items() if tokenizer.token_to_id(token) != number]:
+        log.warning(
+            "%s: %s left out: their ids do not follow the tokenizer's, or are beyond the embedding's %d rows",
+            place / ADDED, ", ".join(left_out), rows,
+        )  # fmt: skip
+
+
+def _made(shape: Shape, model: Path) -> tuple[Tokenizer, dict[str, Any], Callable[[str], list[int]]]:
     """The tokenizer.json and tokenizer_config.json of a file of another kind, and the encoding that is the truth."""
     if model.name == TEKKEN:
         own = open_tekken(model)
-        settings = tiktoken_file.config(source.shape.max_positions, "<s>", "</s>")
+        settings = tiktoken_file.config(shape.max_positions, "<s>", "</s>")
         return tiktoken_file.of_tekken(own), settings, own.encode
     if is_tiktoken(model):  # the names of some special tokens came with Llama 3.1, as did its rope scaling
-        made = tiktoken_file.build(model, named=source.shape.rope_scaling is not None)
-        settings = tiktoken_file.config(source.shape.max_positions)
+        made = tiktoken_file.build(model, named=shape.rope_scaling is not None)
+        settings = tiktoken_file.config(shape.max_positions)
         return made, settings, open_ranks(model).encode
     truth = load(model)
-    return build(truth, model), config(truth, source.shape.max_positions), truth.encode
+    return build(truth, model), config(truth, shape.max_positions), truth.encode
 
 
 def carry(source: TensorSource, directory: Path) -> dict[str, str]:
@@ -120,35 +168,37 @@ def carry(source: TensorSource, directory: Path) -> dict[str, str]:
     UserError if the tokenizer is none, or has ids that the embedding has no rows for.
     """
     path = source.path
-    place, hashes = folder(path), carried_files(path, directory)
+    place, others = folder(source.tokenizer_place), carried.names(path)
+    if source.tokenizer_place != path:
+        others = [name for name in others if name not in names(path)]
+    hashes = carried_files(path, directory, others)
     if place is None:
         others = sorted(file.name for file in path.glob(f"{MODEL}.*"))
         hint = f"; if {others[-1]} is it, copy it to {MODEL} there" if others else ""
         log.warning("%s has no %s and no %s: the checkpoint has no tokenizer%s", path, MODEL, JSON, hint)
     elif place != path:
         log.info("the tokenizer of %s is taken", place)
-        above = [name for name in FILES if (place / name).is_file()]
-        hashes |= {name: copy_hashed(place / name, directory / name) for name in above}
+        hashes |= carried_files(place, directory, names(place))
     if place and (own := _own(place)):
         check_vocabulary(source, own, model_size(own))
     if place and (place / JSON).is_file():
-        ids = from_file(place / JSON).get_vocab().values()
-        check_vocabulary(source, place / JSON, max(len(ids), max(ids, default=-1) + 1))
+        check_vocabulary(source, place / JSON, size_of(from_file(place / JSON)))
     return hashes
 
 
 def complete(source: TensorSource, directory: Path) -> dict[str, str]:
     """Carry the tokenizer's and other files, and add what a checkpoint's tokenizer lacks; returns their SHA-256."""
-    place, hashes = folder(source.path), carry(source, directory)
+    place, hashes = folder(source.tokenizer_place), carry(source, directory)
     if place is None:
         return hashes
     given, settings = (from_file(place / JSON) if (place / JSON).is_file() else None), dict[str, Any]()
     if given:
         settings = {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
     if own := _own(place):
-        made, settings, encode = _made(source, own)
+        made, settings, encode = _made(source.shape, own)
         _hold_against(encode, given or made, own)
         if given is None:
+            _add_listed(made, place, source.shape.vocab)
             made.save(str(directory / JSON))
             hashes[JSON] = sha256(directory / JSON)
     if not (place / CONFIG).is_file():

@@ -35,6 +35,7 @@ class Cast:
 
     def __init__(self, source: TensorSource, dtype: torch.dtype):
         self.path, self.shape, self.source, self.to = source.path, source.shape, source, dtype
+        self.tokenizer_place = source.tokenizer_place
 
     def keys(self) -> list[str]:
         """The source's."""

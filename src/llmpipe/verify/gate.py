@@ -82,7 +82,8 @@ def checkpoint_checks(subject: Path, reference: Path, adapter: Path | None = Non
     inventory, tensor = _inventory(source, candidate)
     trip, lost = round_trip_checks(subject, source, made_from)
     hyper, parameter = hyper_parameter_checks(source, candidate)
-    tokenizer, text = tokenizer_checks(subject, reference, int(float(whole.hyper_parameters()["vocabulary"])))
+    rows, resized_by = int(float(whole.hyper_parameters()["vocabulary"])), _resizing(source, assumed, made_from)
+    tokenizer, text = tokenizer_checks(subject, reference, rows, resized_by)
     numeric, layer = _forward(candidate, source, subject)
     checks = [*numeric, *inventory, *trip, *hyper, *grown, *padding_checks(candidate), *tokenizer]
     failed = [f"{check.name}: {check.detail}" for check in checks if check.verdict == "fail"]
@@ -149,6 +150,18 @@ def _before_tokens(assumed: dict[str, float | str], reference: Path, made_from: 
         return others
     own = source_tokenizer(reference)
     return others | ({"vocabulary": own.size} if own else {})
+
+
+def _resizing(source: Reference, assumed: dict[str, float | str], made_from: dict[str, Any]) -> Path | None:
+    """Where the merged adapter lies, if its embedding has other rows than the model had before."""
+    rows = source.adapter.embedding_rows() if isinstance(source, Merged) else None
+    if rows is None or not isinstance(source, Merged):
+        return None
+    plain = {key: value for key, value in made_from.items() if key != "adapter"}
+    others = {name: value for name, value in assumed.items() if name != "vocabulary"}
+    before = open_reference(source.path, None, others, plain).hyper_parameters().get("vocabulary")
+    own = source_tokenizer(source.path) if before is None else None
+    return source.adapter.path if rows != (own.size if own else before) else None
 
 
 def _merged_as(candidate: Reference, source: Reference) -> Reference:

@@ -69,6 +69,10 @@ class Adapter:
         """How many rows the adapter's own table has; None if it has none."""
         return len(self._read(self._own[name])) if name in self._own else None
 
+    def embedding_rows(self) -> int | None:
+        """How many rows the adapter's own embedding has; None if it has none."""
+        return next(filter(None, map(self.rows, EMBEDDINGS)), None)
+
     def keeps_tied(self, embedding: str, rows: int) -> bool:
         """Whether a head that was the embedding of so many rows still is."""
         changed = [name for name in (embedding, HEAD) if name in self._factors or name in self._own]

@@ -17,7 +17,7 @@ from llmpipe.verify.hf import HfModel
 from llmpipe.verify.hf_files import WeightFiles
 from llmpipe.verify.inventory import layer_number
 from llmpipe.verify.megatron import MegatronModel
-from llmpipe.verify.merged import EMBEDDINGS, HEAD, ROUNDING, Adapter
+from llmpipe.verify.merged import HEAD, ROUNDING, Adapter
 from llmpipe.verify.meta import MetaModel
 
 # Meta's words, which EasyLM has too.
@@ -202,7 +202,7 @@ class MergedMegatron(MegatronModel, Merged):
         assumed: _Values | None = None,
         old_permutation: bool = False,
     ):
-        self.adapter, self._own_rows = adapter, next(filter(None, map(adapter.rows, EMBEDDINGS)), None)
+        self.adapter, self._own_rows = adapter, adapter.embedding_rows()
         if self._own_rows and assumed:  # the other side's is that of the adapter's table, which may be longer
             assumed = {name: value for name, value in assumed.items() if name != "vocabulary"}
         super().__init__(path, rounded_to, said, assumed, old_permutation)

@@ -5,6 +5,7 @@ tokenizer.json by the library.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,17 @@ LOOK_ALIKES = (
 _FILES = ("tokenizer.model", "tekken.json", "tokenizer.json")
 
 
-def tokenizer_checks(subject: Path, reference: Path, rows: int) -> tuple[list[Check], str | None]:
-    """The rows of the card on the tokenizer, and what differs first; `rows`: of the embedding."""
+def tokenizer_checks(
+    subject: Path, reference: Path, rows: int, resized_by: Path | None = None
+) -> tuple[list[Check], str | None]:
+    """The rows of the card on the tokenizer, and what differs first; `rows`: of the embedding.
+
+    `resized_by`: the adapter that gave the embedding its rows; a tokenizer beside it is the source's, and has a token
+    for each.
+    """
     added = _added(subject)
-    place = _place(reference)
+    place = _within((resized_by,)) if resized_by else None
+    place = place or _place(reference)
     checks = [_same_file(subject, reference, place, added)]
     try:
         own = read_own(place or subject)
@@ -57,6 +65,9 @@ def tokenizer_checks(subject: Path, reference: Path, rows: int) -> tuple[list[Ch
         size = own.size + len(added)
         detail = f"{size:,} tokens, the embedding has {rows:,} rows"
         checks.append(at_most("tokens without an embedding row", max(0, size - rows), 0, detail))
+        if resized_by and place:
+            without = rows - size - _listed_beside(place, own.size)
+            checks.append(at_most("rows of the adapter without a token", max(0, without), 0, detail))
         checks += _agreement(subject, own, added, rows)
         if not (reference / "config.json").is_file():  # a Hugging Face source may name other ids, as chat models do
             checks.append(_special_ids(subject, own))
@@ -70,6 +81,12 @@ def _added(subject: Path) -> list[str]:
     return manifest.read(subject).source.get("added_tokens", [])
 
 
+def _listed_beside(place: Path, size: int) -> int:
+    """How many tokens added_tokens.json adds to a tokenizer of that size."""
+    file = place / "added_tokens.json"
+    return sum(number >= size for number in json.loads(file.read_text()).values()) if file.is_file() else 0
+
+
 def source_tokenizer(reference: Path) -> Own | None:
     """The source's own tokenizer; None if it has none."""
     place = _place(reference)
@@ -80,7 +97,12 @@ def _place(reference: Path) -> Path | None:
     """Where the source's tokenizer lies: beside the weights, or one folder above for foreign formats."""
     folder = reference if reference.is_dir() else reference.parent
     above = [] if (folder / "config.json").is_file() else [folder.absolute().parent]
-    return next((place for place in (folder, *above) if any((place / name).is_file() for name in _FILES)), None)
+    return _within((folder, *above))
+
+
+def _within(places: Iterable[Path]) -> Path | None:
+    """The first that holds a tokenizer."""
+    return next((place for place in places if any((place / name).is_file() for name in _FILES)), None)
 
 
 def _same_file(subject: Path, reference: Path, place: Path | None, added: list[str]) -> Check:
