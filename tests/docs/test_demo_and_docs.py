@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -15,29 +14,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from commands import HOWTO, REPOSITORY, blocks, environment, run_block, succeeded
 
 from hub_server import Hub, files_of, serving
 from llmpipe.cli import COMMANDS, group
 
-REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 STEPS, SAVE_EVERY = 16, 6
-
-
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A shell command in the demo's folder, with this environment's programs, as a user types it."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder, env=os.environ | {"PATH": path}, text=True, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def succeeded(command: str, folder: Path) -> str:
-    done = run(command, folder)
-    assert done.returncode == 0, f"{command}\n{done.stdout}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +53,8 @@ def hub(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def kill_while_training(folder: Path) -> None:
     """Start the pipeline, and kill -9 every process of it after the first checkpoint."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = subprocess.Popen(
-        ["snakemake", "-c", "all"], cwd=folder, env=os.environ | {"PATH": path}, start_new_session=True,
+        ["snakemake", "-c", "all"], cwd=folder, env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     live = folder / "results/runs/tiny_llama/live.jsonl"
@@ -171,7 +153,12 @@ def test_the_example_of_each_commands_help_works(name: str, demo: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of_docs_work(page: Path, demo: Path) -> None:
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    for block in blocks:
-        succeeded(block, demo)
-    assert blocks or page.stem in ("design", "differences", "formats", "layouts", "recipes", "slurm")
+    found = blocks(page)
+    for block in found:
+        run_block(block, demo)
+    assert found or page.stem in ("design", "differences", "formats", "layouts", "recipes", "slurm")
+
+
+def test_the_commands_of_the_first_run_work(demo: Path) -> None:
+    for block in blocks(HOWTO / "first-run.md"):
+        run_block(block, demo.parent)
