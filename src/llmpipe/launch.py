@@ -4,8 +4,8 @@ In a Slurm job with several nodes, srun starts this same command again, with --m
 everywhere else, torchrun starts the ranks. Without a scheduler a person starts it on each node with --node-rank and
 --master (train/first_node.py). One launcher holds the run folder's lease (train/lease.py); its ranks know the token.
 
-To make a training stop: SIGTERM, SIGINT or SIGHUP to a launcher, or `touch RUN/stop`. A signal only becomes that
-file, which the ranks look for after each step; torchrun and the ranks ignore these signals, for torchrun kills its
+To make a training stop: SIGTERM, SIGINT or SIGHUP to a launcher, or `touch RUN/stop`. A signal becomes that file within
+a second, which the ranks look for after each step; torchrun and the ranks ignore these signals, for torchrun kills its
 ranks 30 s after it got one, and srun at once. Exit status 0: trained; 75: stopped as asked and saved; else failed.
 """
 
@@ -15,11 +15,8 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 from llmpipe.errors import UserError
@@ -29,7 +26,7 @@ from llmpipe.track.follower import followed
 from llmpipe.train import failure, first_node, lease
 from llmpipe.train.job import Job
 from llmpipe.train.origin import with_origin
-from llmpipe.train.supervise import ask_to_stop, supervise_srun, supervise_torchrun
+from llmpipe.train.supervise import StopRequest, supervise_srun, supervise_torchrun
 from llmpipe.train.system import watched
 
 STOPPED = os.EX_TEMPFAIL  # 75
@@ -86,11 +83,13 @@ def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -
     if lease.TOKEN in os.environ:
         # srun's launcher holds the lease, and says what it comes to: srun takes 75 of one node for a failure.
         first_node.check_shared(job)
-        return _run_ranks(job, place, log_file, os.environ[lease.TOKEN], wait_seconds)
+        return _run_ranks(job, place, log_file, StopRequest(job.run, os.environ[lease.TOKEN]), wait_seconds)
     if place.master and place.node_rank:
         job = job.with_inputs()
         token = first_node.wait_for_first(job, place.node_rank, place.master, wait_seconds)
-        return _outcome(job, place, _run_ranks(job, place, log_file, token, wait_seconds)) if token else 0
+        if token is None:
+            return 0
+        return _outcome(job, place, _run_ranks(job, place, log_file, StopRequest(job.run, token), wait_seconds))
     with lease.hold(job.run, wait_seconds) as token:
         job = job.with_inputs()
         if job.is_finished():
@@ -102,8 +101,9 @@ def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -
         job = with_origin(job)
         job.write()
         live = followed(job.run, place.track_uri, place.track_experiment, job.layout)
-        with _asked_to_stop_after(place.exit_after_minutes, job.run, token), live:
-            code = _run_ranks(job, place, log_file, token, wait_seconds)
+        with live:
+            stop = StopRequest(job.run, token, place.exit_after_minutes)
+            code = _run_ranks(job, place, log_file, stop, wait_seconds)
         lease.check(job.run, token)
         return _outcome(job, place, code)
 
@@ -124,27 +124,15 @@ def _resumes_from(job: Job, place: Place) -> str:
     return f"{again} {goes_on}: llmpipe {shlex.join(sys.argv[1:])}"
 
 
-@contextmanager
-def _asked_to_stop_after(minutes: float, run: Path, token: str) -> Iterator[None]:
-    """Ask the ranks to stop after so many minutes; 0: never."""
-    timer = Timer(minutes * 60, ask_to_stop, (run, token))
-    if minutes:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _run_ranks(job: Job, place: Place, log_file: Path | None, token: str, wait_seconds: float) -> int:
+def _run_ranks(job: Job, place: Place, log_file: Path | None, stop: StopRequest, wait_seconds: float) -> int:
     """Start the ranks and wait for their end; returns the exit status of srun or torchrun."""
     layout = job.layout
     if _takes_srun(layout, place):
-        return supervise_srun(_srun(layout, place), job.run, environment(layout, place, token), token)
+        return supervise_srun(_srun(layout, place), environment(layout, place, stop.token), stop)
     if place.master and place.node_rank == 0:
         first_node.check_port(place.master)
     with gpus.taken(layout.gpus_per_node if layout.device == "cuda" else 0, wait_seconds), watched(job.run):
-        return supervise_torchrun(_torchrun(job, place, log_file), job.run, environment(layout, place, token), token)
+        return supervise_torchrun(_torchrun(job, place, log_file), environment(layout, place, stop.token), stop)
 
 
 def _takes_srun(layout: Layout, place: Place) -> bool:

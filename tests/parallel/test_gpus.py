@@ -18,6 +18,7 @@ from llmpipe.layout import Layout
 from llmpipe.parallel import gpus
 from llmpipe.recipe import Recipe
 from llmpipe.train.job import Job
+from llmpipe.train.supervise import StopRequest
 
 UUIDS = [f"GPU-{number}{number}{number}{number}" for number in range(8)]
 context = multiprocessing.get_context("fork")
@@ -131,7 +132,7 @@ def test_a_launcher_gives_its_ranks_gpus_of_their_own(
 ) -> None:
     found: list[str] = []
 
-    def ranks(argv: list[str], run: Path, variables: dict[str, str], token: str) -> int:
+    def ranks(argv: list[str], variables: dict[str, str], stop: StopRequest) -> int:
         found.append(variables["CUDA_VISIBLE_DEVICES"])
         if len(found) == 1:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # for another launcher, beside this one

@@ -1,9 +1,9 @@
 """What a launcher says of ranks that failed, in one message."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe
-from llmpipe.train import failure, loop
+from llmpipe.train import failure, loop, supervise
 from llmpipe.train.job import Job
 from llmpipe.train.supervise import SIGNALS
 
@@ -71,12 +71,13 @@ def test_one_message_says_who_where_when_and_what_to_run(job: Job, monkeypatch: 
     assert f"goes on from {job.checkpoints / 'step-00000007'}: llmpipe finetune 'a recipe.yaml' --tp 2" in said
 
 
-def test_it_is_asked_to_stop_by_the_clock(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wait_for_stop(*_: object) -> int:
-        return subprocess.call([sys.executable, "-c", WAIT, str(job.run / "stop")])
-
-    monkeypatch.setattr(launch, "supervise_torchrun", wait_for_stop)
-    assert launch.launch(job, launch.Place(exit_after_minutes=0.001), None, 0) == 75
+@pytest.fixture
+def same_signals() -> Iterator[None]:
+    """A launcher's handlers end with the test."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 WAIT = """
@@ -87,6 +88,28 @@ for _ in range(600):
     time.sleep(0.1)
 sys.exit("nobody asked")
 """
+
+
+@pytest.mark.usefixtures("same_signals")
+@pytest.mark.parametrize("minutes", [0.001, 0.0])
+def test_it_is_asked_to_stop_by_the_clock_or_a_signal(
+    job: Job, minutes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once more if the file system fails at first."""
+    touch, failed = Path.touch, list[Path]()
+
+    def fail_once(path: Path) -> None:
+        if path.name == "stop" and not failed:
+            failed.append(path)
+            raise OSError("Stale file handle")
+        touch(path)
+
+    monkeypatch.setattr(Path, "touch", fail_once)
+    monkeypatch.setattr(launch, "_torchrun", lambda *_: [sys.executable, "-c", WAIT, str(job.run / "stop")])
+    if not minutes:
+        monkeypatch.setattr(supervise, "die_with_parent", lambda _: os.kill(os.getppid(), signal.SIGTERM))
+    assert launch.launch(job, launch.Place(exit_after_minutes=minutes), None, 0) == 75
+    assert failed == [job.run / "stop"]
 
 
 def hang_in_step_2(job: Job) -> None:
@@ -105,15 +128,6 @@ def test_one_that_hangs_is_given_up_in_every_group(checkpoint: Path, dataset: Pa
     job = replace(make_job(checkpoint, dataset, tmp_path / "run", pp=2, dp=2), timeout_minutes=0.05)
     with pytest.raises(RuntimeError, match=r"rank [012] of 4 failed(.|\n)*([Tt]imed out|timeout)"):
         run_ranks(hang_in_step_2, 4, job)
-
-
-@pytest.fixture
-def same_signals() -> Iterator[None]:
-    """A launcher's handlers end with the test."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("same_signals")
