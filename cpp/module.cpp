@@ -13,6 +13,9 @@ void bind_sha256(nb::module_& m);
 
 NB_MODULE(helpers, m) {
   m.doc() = "The index of .bin/.idx datasets, Megatron's sample and blend indices, the byte mover, SHA-256, a reader of JSON lines and encoders of text, compiled.";
+  // A command ends without a last look for garbage (gc.freeze in llmpipe.cli), so that cycles, as the frames of an error,
+  // may hold objects of this module until then: no fault, and not the last thing for a user to read.
+  nb::set_leak_warnings(false);
   bind_indexed(m);
   bind_gpt_index(m);
   bind_blend(m);

@@ -3,12 +3,15 @@
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from llmpipe.cli import COMMANDS, group, main
 
@@ -71,6 +74,18 @@ def test_a_mistake_is_one_sentence_on_stderr_and_in_the_log(tmp_path: Path) -> N
     assert "ERROR missing" in done.stderr and "Traceback" not in done.stderr
     log = (tmp_path / "logs/convert.log").read_text()
     assert "$ llmpipe convert missing --output out --log logs/convert.log" in log and "ERROR missing" in log
+
+
+def test_an_error_is_the_last_line(checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever of the compiled helpers the error's frames still hold."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"][3] = torch.nan
+    (source := tmp_path / "source").mkdir()
+    shutil.copy(checkpoint / "config.json", source)
+    save_file(tensors, source / "model.safetensors")
+    done = llmpipe("convert", str(source), "--output", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "ERROR" in (last := done.stderr.splitlines()[-1]) and "NaN or infinite values" in last
 
 
 def test_an_unknown_command_names_the_nearest() -> None:
