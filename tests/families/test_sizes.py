@@ -1,11 +1,16 @@
 """The size tables: as many parameters as were published, and the names and shapes of transformers' own models."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmpipe.families import FAMILIES, named_size, to_hf_config
 
+ROOT = Path(__file__).parents[2]
 NAMES = [name for family in FAMILIES.values() for name in family.sizes]
 # What the hub counts in each model's safetensors, or the model's paper; Falcon's head counted once.
 PUBLISHED = {
@@ -29,6 +34,20 @@ PUBLISHED = {
 def test_number_of_parameters_is_the_published_one(name: str) -> None:
     shape = named_size(name)
     assert FAMILIES[shape.family].num_parameters(shape) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_size_has_its_model_file_and_is_in_the_docs(name: str) -> None:
+    written = yaml.safe_load((ROOT / f"config/models/{name}.yaml").read_text())
+    assert written["shape"] == name
+    assert f"`{name}`" in (ROOT / "docs/models.md").read_text()
+    assert f"results/models/{name}/source" in " ".join((ROOT / f"config/models/{name}.yaml").read_text().split())
+
+
+def test_the_docs_promise_no_other_size() -> None:
+    page = (ROOT / "docs/models.md").read_text().partition("## Without a row")[0]
+    promised = set(re.findall(r"`([a-z]+\w*?_[0-9_]+b\w*)`", page))
+    assert promised == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
