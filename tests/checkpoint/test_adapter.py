@@ -149,6 +149,20 @@ def test_tensors_of_the_adapters_own_replace_the_models(tmp_path: Path) -> None:
         assert torch.equal(found[name.replace(".base_layer", "")], tensor)
 
 
+@pytest.mark.parametrize("wrapped", ["modules_to_save", "modules_to_save.default"])
+def test_what_peft_writes_besides_the_trained_tensor_is_the_bases(tmp_path: Path, wrapped: str) -> None:
+    """The keys of PEFT 0.21.2's save_pretrained(save_embedding_layers=True) with modules_to_save: [lm_head]."""
+    tensors = base(tmp_path)
+    own, embedding = torch.randn(VOCAB, 32), tensors["model.embed_tokens.weight"]
+    held = {f"lm_head.{wrapped}.weight": own, "lm_head.original_module.weight": tensors["lm_head.weight"]}
+    held |= {"lm_head.weight": own.clone(), "model.embed_tokens.weight": embedding} | factors(tensors, Q)
+    adapter(tmp_path, held, modules_to_save=["lm_head"])
+    found = merged(tmp_path)
+    assert unlike(found, tensors) == {"lm_head.weight", f"{Q}.weight"}
+    assert torch.equal(found["lm_head.weight"], own)
+    assert verify(tmp_path / "out", tmp_path / "base")["verdict"] == "pass"
+
+
 def test_an_embedding_has_its_factors_transposed(tmp_path: Path) -> None:
     tensors = base(tmp_path)
     a, b = torch.randn(R, VOCAB), torch.randn(32, R)
@@ -262,6 +276,8 @@ REFUSED = [
     ({}, {f"{DOWN}.lora_A.weight": torch.ones(R, 40)}, f"{DOWN} has lora_A, expected lora_A and lora_B"),
     ({}, {f"{Q}.lora_B.bias": torch.ones(32)}, f"belong to nothing that llmpipe merges: base_model.model.{Q}"),
     ({}, {f"{Q}.weight": torch.ones(32, 32), f"{Q}.base_layer.weight": torch.ones(32, 32)}, "1 tensors belong to"),
+    ({}, {"norm.modules_to_save.weight": torch.ones(32), "norm.weight": torch.zeros(32)}, "1 tensors belong to"),
+    ({}, {"norm.original_module.weight": torch.ones(32)}, "norm.original_module.weight is [32], the model's has none"),
     ({}, {"model.norm.weight": torch.ones(31)}, "model.norm.weight is [31], the model's [32]"),
     ({}, {f"{Q}.bias": torch.ones(32)}, f"{Q}.bias is [32], the model's has none: name the weights it was"),
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llmpipe.checkpoint.blocks import same_bytes
 from llmpipe.checkpoint.containers import safetensors_file
 from llmpipe.checkpoint.containers.stored import StoredTensor
 from llmpipe.checkpoint.containers.torch_file import read_torch_file, tensors
@@ -31,6 +32,7 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.default)?(?:\.weight)?"
 )
+_TWICE = re.compile(r"(?P<module>.+?)(?P<base>\.original_module)?\.(?P<kind>weight|bias)")
 _OWN = re.compile(r"(?P<module>.+?)(?:\.base_layer|\.modules_to_save(?:\.default)?)?\.(?P<kind>weight|bias)")
 
 
@@ -87,6 +89,8 @@ def read_adapter(path: Path) -> Adapter:
         )
     adapter, factors, left_over = Adapter(path, config, file), dict[str, dict[str, StoredTensor]](), []
     for name, tensor in found.items():
+        if _stands_twice(name, found):
+            continue
         plain = name.removeprefix(_PREFIX)
         if plain != name and (match := _FACTOR.fullmatch(plain)):
             factors.setdefault(match["module"], {})[match["kind"]] = tensor
@@ -107,6 +111,22 @@ def read_adapter(path: Path) -> Adapter:
     if not adapter.names:
         raise UserError(f"{file} holds no tensors: copy or download the adapter again")
     return adapter
+
+
+def _stands_twice(name: str, found: dict[str, StoredTensor]) -> bool:
+    """Whether PEFT wrote a tensor only besides the trained one, as its save_embedding_layers=True does.
+
+    That is what modules_to_save left of the base, `original_module`, and the trained one once more by its plain name.
+    """
+    match = _TWICE.fullmatch(name)
+    if match is None:
+        return False
+    names = [
+        f"{match['module']}.{trained}.{match['kind']}" for trained in ("modules_to_save", "modules_to_save.default")
+    ]
+    if match["base"]:
+        return any(trained in found for trained in (*names, f"{match['module']}.{match['kind']}"))
+    return any(same_bytes(found[name], found.get(trained)) for trained in names)
 
 
 def _check_config(config: Any, path: Path) -> None:

@@ -26,6 +26,8 @@ HEAD = "lm_head.weight"
 EMBEDDINGS = ("model.embed_tokens.weight", "transformer.word_embeddings.weight")
 # Words that PEFT's wrappers put into the names of a model's modules.
 _WRAPPERS = ("base_layer", "modules_to_save", "default")
+# PEFT may write a whole tensor thrice: by its plain name, as it was trained, and as it was before.
+_TRAINED, _UNTRAINED = ".modules_to_save.", ".original_module."
 _PAIRS = ({"lora_A", "lora_B"}, {"lora_A", "lora_B", "lora_magnitude_vector"}, {"lora_embedding_A", "lora_embedding_B"})
 # Settings that change the sum, or the weights it starts from, and that no tensor's name tells of.
 _OTHERS = ("alora_invocation_tokens", "layer_replication", "kasa_config", "use_bdlora", "use_qalora")
@@ -47,7 +49,9 @@ class Adapter:
         self._factors: dict[str, dict[str, str]] = {}
         """Name of a weight to its factors' kinds and names."""
         self._own: dict[str, str] = {}
-        for name in self._tensors.names():
+        for name in sorted(self._tensors.names(), key=lambda name: _TRAINED in name):
+            if _UNTRAINED in name:
+                continue
             target, kind = _place(name)
             (self._factors.setdefault(target, {}) if kind else self._own)[kind or target] = name
         for target, kinds in self._factors.items():
