@@ -220,6 +220,8 @@ def drill(folder: Path, ranks: int, kills: int, in_saves: int, seed: int, more: 
     told = [json.loads(line)["step"] for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     if told != list(range(1, steps + 1)):
         raise SystemExit(f"after {lines}, the metrics have the steps {told}")
+    if (folder / "run/failure.json").exists():
+        raise SystemExit(f"after {lines}, it still tells of a failure: {(folder / 'run/failure.json').read_text()}")
     resumed = (folder / "run/log.txt").read_text().count("resumed after step")
     lasted = f"{len(in_save_each)} kills, {sum(in_save_each)} in saves, {resumed} times resumed from a checkpoint,"
     lasted += f" in {time.monotonic() - start:.0f} s"

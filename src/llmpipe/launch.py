@@ -23,7 +23,7 @@ from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.parallel import gpus
 from llmpipe.track.follower import followed
-from llmpipe.train import failure, first_node, lease
+from llmpipe.train import failure, first_node, lease, leftovers
 from llmpipe.train.job import Job
 from llmpipe.train.origin import with_origin
 from llmpipe.train.supervise import StopRequest, supervise_srun, supervise_torchrun
@@ -98,6 +98,7 @@ def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -
         # of another training into this folder, of an earlier stop or failure
         for left in ("run.json", "stop", failure.NAME):
             (job.run / left).unlink(missing_ok=True)
+        leftovers.set_aside(job)
         job = with_origin(job)
         job.write()
         live = followed(job.run, place.track_uri, place.track_experiment, job.layout)

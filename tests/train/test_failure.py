@@ -80,6 +80,22 @@ def same_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.mark.usefixtures("same_signals")
+def test_what_ended_an_earlier_attempt_is_forgotten(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By real ranks, which torchrun has started again."""
+    supervise_torchrun = launch.supervise_torchrun
+
+    def second_attempt(argv: list[str], variables: dict[str, str], stop: supervise.StopRequest) -> int:
+        rank(monkeypatch, 1, 0)
+        failure.tell(job.run, "RuntimeError: timed out")
+        assert failure.read(job.run)
+        return supervise_torchrun(argv, variables, stop)
+
+    monkeypatch.setattr(launch, "supervise_torchrun", second_attempt)
+    assert launch.launch(job, launch.Place(), None, 0) == 0
+    assert failure.read(job.run) is None
+
+
 WAIT = """
 import pathlib, sys, time
 for _ in range(600):

@@ -38,6 +38,9 @@ def main() -> None:
     store = None
     try:
         store = meet(BACKENDS[job.layout.device], timedelta(minutes=job.timeout_minutes))
+        if os.environ["RANK"] == "0":
+            failure.forget(job.run)
+        dist.barrier()  # no rank of this attempt fails, and tells it, before
         train(job)
         dist.barrier()  # nobody leaves before rank 0 has published
         dist.destroy_process_group()

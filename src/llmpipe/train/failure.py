@@ -37,6 +37,12 @@ def read(run: Path) -> dict[str, Any] | None:
         return None
 
 
+def forget(run: Path) -> None:
+    """What ended an earlier attempt is over, for all ranks of another one have met; the log still has it."""
+    if lease.held(run):
+        (run / NAME).unlink(missing_ok=True)
+
+
 def has_to_end(run: Path) -> bool:
     """Whether starting ranks again would be of no use."""
     told = read(run)

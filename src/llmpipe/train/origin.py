@@ -14,12 +14,14 @@ from pathlib import Path
 from llmpipe.files import HOST, read_json, write_json
 from llmpipe.train.job import Job
 
+TRAINING = "training.json"
+"""What a training is known by, among its checkpoints."""
 GIT_SECONDS = 10
 
 
 def with_origin(job: Job) -> Job:
     """The job, told where it comes from."""
-    return replace(job, origin=_training(job.checkpoints / "training.json") | _here(job))
+    return replace(job, origin=_training(job.checkpoints / TRAINING) | _here(job))
 
 
 def _training(path: Path) -> dict[str, str]:
