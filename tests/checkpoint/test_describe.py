@@ -155,3 +155,29 @@ def test_damaged_weights_are_told(hf: Path) -> None:
     assert lines[0] == f"download {hf}" and "  source commit c0ffee" in lines
     assert any(line.startswith(f"  model         cannot be read: {hf}: 1 tensor") for line in lines)
     assert any(line.endswith("  model.safetensors") for line in lines)
+
+
+def test_an_adapter_says_what_it_is_for(tmp_path: Path) -> None:
+    """The keys are those of PEFT's adapter_config.json, whose target_modules is a list or a pattern."""
+    q = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{q}.lora_A.weight": torch.ones(3, 32), f"{q}.lora_B.weight": torch.ones(32, 3)}
+    save_file(tensors | {"base_model.model.lm_head.weight": torch.ones(9, 32)}, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "base_model_name_or_path": "org/base", "revision": "v2"}
+    config |= {"target_modules": ["v_proj", "q_proj"], "rank_pattern": {}, "use_rslora": True, "modules_to_save": None}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    lines = shown(tmp_path)
+    for row in (
+        "  base          org/base at v2",
+        "  kind          rsLoRA, rank 3, alpha 6",
+        "  targets       q_proj, v_proj",
+        "  adds to       1 tensors",
+        "  replaces      lm_head.weight 9x32",
+    ):
+        assert row in lines, lines
+    assert lines[-1].startswith(f"llmpipe convert BASE --adapter {tmp_path} --output DIR")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ".*proj"}))
+    (tmp_path / "tokenizer.model").touch()
+    assert {"  targets       .*proj", "  tokenizer     tokenizer.model"} <= set(shown(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
+    with pytest.raises(UserError, match="peft_type is 'IA3', expected 'LORA'"):
+        shown(tmp_path)

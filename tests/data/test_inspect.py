@@ -126,7 +126,8 @@ def test_weights_without_a_model_and_their_source(tmp_path: Path) -> None:
 
 
 def test_anything_else_is_refused_and_what_is_inside_named(tmp_path: Path) -> None:
-    message = f"{tmp_path} is not the prefix of a dataset, a run's folder, weights, or a directory with a manifest.json"
+    what = "the prefix of a dataset, a run's folder, weights, an adapter, or a directory with a manifest.json"
+    message = f"{tmp_path} is not {what}"
     assert refused(tmp_path) == message
     dataset(tmp_path / "d", [3])
     (tmp_path / "weights").mkdir()

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from llmpipe.checkpoint import manifest
+from llmpipe.checkpoint import adapter_files, manifest, tokenizer_files
 from llmpipe.checkpoint.formats import NOTHING, Told, detect, kind_of, open_source
 from llmpipe.checkpoint.megatron.source import MegatronSource
 from llmpipe.checkpoint.source import TensorSource
@@ -31,6 +31,8 @@ def describe(directory: Path, tensors: bool = False, told: Told = NOTHING) -> st
             rows |= _weight_rows(source)
         except UserError as error:
             rows["model"] = f"cannot be read: {error}"
+    elif holds_adapter(directory):
+        rows |= _adapter_rows(directory)
     lines = [f"{found.kind} {directory}", *_lines(rows)]
     lines += ["", f"files, {sum(entry['bytes'] for entry in found.files.values()):,} bytes"]
     for name, entry in sorted(found.files.items()):
@@ -46,6 +48,36 @@ def describe_weights(path: Path, tensors: bool = False, told: Told = NOTHING) ->
     source = open_source(path, told)
     lines = [f"{detect(path)} weights {path}", *_lines(_weight_rows(source))]
     return "\n".join(lines + (tensor_lines(source) if tensors else []))
+
+
+def holds_adapter(path: Path) -> bool:
+    """Whether a directory is an adapter of PEFT's."""
+    return (path / adapter_files.CONFIG).is_file()
+
+
+def describe_adapter(path: Path) -> str:
+    """A LoRA adapter of PEFT's: what it was trained on, its rank, what it changes. UserError if none can be merged."""
+    lines = [f"adapter {path}", *_lines(_adapter_rows(path))]
+    return "\n".join([*lines, "", f"llmpipe convert BASE --adapter {path} --output DIR merges it into its base"])
+
+
+def _adapter_rows(path: Path) -> dict[str, str]:
+    found = adapter_files.read_adapter(path)
+    config, kinds = found.config, {"use_dora": "DoRA", "use_rslora": "rsLoRA"}
+    kind = next((name for key, name in kinds.items() if config.get(key)), "LoRA")
+    revision = f" at {config['revision']}" if config.get("revision") else ""
+    patterns = [json.dumps(config[key]) for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
+    targets = config.get("target_modules") or "not said"
+    own = [f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in sorted(found.replaced.items())]
+    rows = {
+        "base": f"{config.get('base_model_name_or_path') or 'not said'}{revision}",
+        "kind": ", ".join([kind, f"rank {config['r']}", f"alpha {config['lora_alpha']}", *patterns]),
+        "targets": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
+        "adds to": f"{len(found.deltas)} tensors",
+        "replaces": ", ".join(own[:4]) + (f" and {len(own) - 4} more" if len(own) > 4 else ""),
+        "tokenizer": tokenizer_files.file_at(path).name if tokenizer_files.holds(path) else "",
+    }
+    return {name: value for name, value in rows.items() if value}
 
 
 def tensor_lines(source: TensorSource) -> list[str]:

@@ -22,10 +22,10 @@ from llmpipe.cli.sources import told, with_told
 @with_told
 @with_log
 def command(path: Path, tokenizer: Path | None, mask: bool, documents: int, tensors: bool, **more: Any) -> None:
-    """Show what a dataset, checkpoint, rank files, other weights or a run hold, on standard output.
+    """Show what a dataset, checkpoint, rank files, other weights, an adapter or a run hold, on standard output.
 
-    PATH is a dataset's prefix (its files without .bin and .idx), a directory with a manifest.json, a run's folder, or
-    weights of any format that convert reads.
+    PATH is a dataset's prefix (its files without .bin and .idx), a directory with a manifest.json, a run's folder, a
+    LoRA adapter, or weights of any format that convert reads.
 
     \b
     Example:
@@ -56,11 +56,14 @@ def command(path: Path, tokenizer: Path | None, mask: bool, documents: int, tens
 
         click.echo(describe(path))
     else:
-        from llmpipe.checkpoint.describe import describe_weights, holds_weights
+        from llmpipe.checkpoint.describe import describe_adapter, describe_weights, holds_adapter, holds_weights
 
-        if not holds_weights(path):
+        if holds_weights(path):
+            click.echo(describe_weights(path, tensors, told(**more)))
+        elif holds_adapter(path):
+            click.echo(describe_adapter(path))
+        else:
             raise UserError(_nothing(path))
-        click.echo(describe_weights(path, tensors, told(**more)))
 
 
 def _nothing(path: Path) -> str:
@@ -69,5 +72,5 @@ def _nothing(path: Path) -> str:
     inside = sorted(str(found.parent) for found in path.glob(f"*/{manifest.NAME}"))
     inside += sorted(str(found.with_suffix("")) for found in path.glob("*.idx"))
     hint = f"; inside it there are {', '.join(inside)}" if inside else ""
-    what = f"the prefix of a dataset, a run's folder, weights, or a directory with a {manifest.NAME}"
+    what = f"the prefix of a dataset, a run's folder, weights, an adapter, or a directory with a {manifest.NAME}"
     return f"{path} is not {what}{hint}"
