@@ -112,7 +112,9 @@ def test_a_token_that_is_there_is_not_added_twice(
     assert all(torch.equal(tensor, weights(out)[name]) for name, tensor in weights(unchanged).items())
 
 
-def test_rows_beyond_the_tokenizer_are_taken_first(hf_tensors: dict, source: Path, tmp_path: Path) -> None:
+def test_rows_beyond_the_tokenizer_are_taken_first(
+    hf_tensors: dict, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     larger = dict(hf_tensors)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         larger[name] = torch.cat([larger[name], larger[name][:2]])
@@ -123,6 +125,8 @@ def test_rows_beyond_the_tokenizer_are_taken_first(hf_tensors: dict, source: Pat
     assert AutoTokenizer.from_pretrained(out).convert_tokens_to_ids(list(TOKENS)) == [VOCAB, VOCAB + 1, VOCAB + 2]
     found = weights(out)["lm_head.weight"]
     assert torch.equal(found[:-1], larger["lm_head.weight"]) and len(found) == VOCAB + 3
+    told = f"{VOCAB + 2} rows, its tokenizer {VOCAB} tokens: 2 of the added tokens take rows as they are"
+    assert any(message.endswith(told) for message in caplog.messages)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

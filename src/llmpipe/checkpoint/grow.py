@@ -91,7 +91,10 @@ def grown(source: TensorSource, tokens: tuple[str, ...], how: NewRows) -> Tensor
     added = add(tokenizer, tokens)
     rows = max(source.shape.vocab, tokenizer.get_vocab_size())
     if spare := min(len(added), max(0, source.shape.vocab - before)):
-        log.info("%s has rows beyond its tokenizer: %d of the added tokens take them as they are", source.path, spare)
+        log.warning(
+            "the embedding in %s has %d rows, its tokenizer %d tokens: %d of the added tokens take rows as they are",
+            source.path, source.shape.vocab, before, spare,
+        )  # fmt: skip
     log.info("%s: %d added tokens, %d new rows (%s)", source.path, len(added), rows - source.shape.vocab, how)
     return GrownSource(source, rows, how)
 
