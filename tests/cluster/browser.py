@@ -38,8 +38,19 @@ class Page:
     def go(self, address: str) -> None:
         """Open an address and wait until it has loaded."""
         self.events.clear()
-        self.call("Page.navigate", url=address)
-        self._browser.wait(lambda: any(event["method"] == "Page.loadEventFired" for event in self.events))
+        told = self.call("Page.navigate", url=address)
+        assert "errorText" not in told, (address, told)
+        self._browser.wait(lambda: self._has_loaded(told["loaderId"]))
+
+    def _has_loaded(self, loader: str) -> bool:
+        """Whether this document has; an empty tab's own load event may come late."""
+        begun = False
+        for event in self.events:
+            if event["method"] == "Page.frameNavigated":
+                begun = begun or event["params"]["frame"]["loaderId"] == loader
+            elif event["method"] == "Page.loadEventFired" and begun:
+                return True
+        return False
 
     def value(self, expression: str) -> Any:
         """What an expression of JavaScript comes to; a promise is waited for."""

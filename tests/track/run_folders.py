@@ -40,7 +40,7 @@ def make_live(folder: Path, steps: int = 3, origin: dict = ORIGIN) -> Path:
 
 def make_run(folder: Path, weights: bytes = b"weights", steps: int = 3, **changes: object) -> Path:
     """A finished and evaluated run of a few steps."""
-    for name in ("weights", "evaluate", "system"):
+    for name in ("weights", "system"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "weights" / "tp0-pp0.safetensors").write_bytes(weights)
     manifest.write(folder / "weights", "weights", {})
@@ -61,9 +61,18 @@ def make_run(folder: Path, weights: bytes = b"weights", steps: int = 3, **change
         "origin": ORIGIN,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(record | changes))
+    make_table(folder)
+    return folder
+
+
+def make_table(folder: Path) -> None:
+    """A run's evaluation."""
+    (folder / "evaluate").mkdir(exist_ok=True)
     row = {"task": "perplexity", "metric": "perplexity", "before": 10.0, "after": 8.0, "stderr": None, "n": 3}
     (folder / "evaluate" / "table.json").write_text(json.dumps({"rows": [row]}))
-    return folder
+    (folder / "evaluate" / "table.md").write_text(
+        "| metric | before | after |\n|---|---|---|\n| perplexity | 10 | 8 |\n"
+    )
 
 
 def make_export(folder: Path) -> Path:

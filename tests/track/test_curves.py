@@ -62,3 +62,5 @@ def test_charts_have_sections_and_units() -> None:
     }
     (busy,) = Curves(path=Path("p"), done_tag="t", host="n1").points(3, {"cpu_utilization_percentage": 5.0}, 99)
     assert (busy.chart, busy.step, busy.time_ms) == ("system/n1/cpu_utilization_percentage", 3, 99)
+    (busy,) = Curves(path=Path("p"), done_tag="t", host="n1", alone=True).points(3, {"cpu": 5.0}, 99)
+    assert busy.chart == "system/cpu"

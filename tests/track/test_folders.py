@@ -1,12 +1,14 @@
 """What is read of a run's and of a model's folder."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from run_folders import START, make_corpus, make_export, make_live, make_model, make_run
 
 from llmpipe.errors import UserError
+from llmpipe.track.describe import in_lines
 from llmpipe.track.folders import subjects
 from llmpipe.track.subject import flat, metric_name
 
@@ -34,10 +36,12 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "tasks/perplexity/perplexity_after": 8.0,
     }
     assert sorted(subject.artifacts) == [
-        "config/recipes/same.yaml", "config/runs/same.yaml", "evaluate/table.json", "metrics.jsonl", "run.json",
-        "verify/tp2-pp2.verify.json", "verify/verify.json", "verify/verify.md", "weights/manifest.json",
+        "config/recipes/same.yaml", "config/runs/same.yaml", "evaluate/table.json", "evaluate/table.md",
+        "metrics.jsonl", "run.json", "verify/tp2-pp2.verify.json", "verify/verify.json", "verify/verify.md",
+        "weights/manifest.json",
     ]  # fmt: skip
     assert [(item.name, item.digest, item.part) for item in subject.datasets] == [("c", "dd", "train")]
+    assert "```\nllmpipe finetune recipe.yaml\n```" in subject.description
     assert "| perplexity | perplexity | 10 | 8 |" in subject.description and "**pass**" in subject.description
 
 
@@ -134,3 +138,14 @@ def test_a_run_that_says_little(tmp_path: Path) -> None:
 def test_names() -> None:
     assert flat({"a": {"b": [1, 2]}, "c": None, "d": True}) == {"a.b": "1,2", "d": "True"}
     assert metric_name("max|Δlogit| (fp32)") == "max_Δlogit_ _fp32_"
+
+
+def test_a_command_has_an_option_a_line() -> None:
+    """It stays the same command to the shell, quotes and all."""
+    command = "llmpipe finetune 'my recipe.yaml' --data a=1 --data 'b --c=2' --save"
+    shown = in_lines(command)
+    assert shown.splitlines()[:2] == ["llmpipe finetune 'my recipe.yaml' \\", "    --data a=1 \\"]
+    printed = "printf '%s\\n' "
+    assert subprocess.check_output(printed + shown, shell=True) == subprocess.check_output(
+        printed + command, shell=True
+    )

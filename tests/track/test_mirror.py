@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
-from run_folders import START, lines_of, make_corpus, make_export, make_live, make_model, make_run, step_line
+from run_folders import ORIGIN, START, lines_of, make_corpus, make_export, make_live, make_model, make_run, step_line
 
 from llmpipe.errors import UserError
 from llmpipe.track.mirror import track
@@ -48,12 +48,28 @@ def test_a_run_is_mirrored(uri: str, tmp_path: Path) -> None:
     history = client.get_metric_history(run.info.run_id, "loss/train")
     expected = [(i, 5 / i, 1000 * (START + i)) for i in range(1, 6)]
     assert [(point.step, point.value, point.timestamp) for point in history] == expected
-    busy = client.get_metric_history(run.info.run_id, "system/node7/cpu_utilization_percentage")
+    busy = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
     assert [(point.step, point.value) for point in busy] == [(1, 90.0), (2, 91.0)]
     assert "optimizer/skipped_steps" not in run.data.metrics  # a chart of zeros says nothing
     assert [(used.dataset.name, used.dataset.digest) for used in run.inputs.dataset_inputs] == [("c", "dd")]
     told = json.loads((tmp_path / "out" / "tracked.json").read_text())
     assert told["runs"][0]["mlflow_run"] == run.info.run_id and told["uri"] == uri
+
+
+def test_trainings_have_colors_of_their_own(uri: str, tmp_path: Path) -> None:
+    """One after the other, by processes of their own or by one, which knows no run that it has not made."""
+    for number in range(4):
+        made = make_run(tmp_path / "runs" / f"r{number}", origin=ORIGIN | {"training": str(number)})
+        if number < 2:
+            track(made, uri, "llmpipe")
+    track(tmp_path, uri, "llmpipe")
+    assert len({run.data.tags["mlflow.runColor"] for run in trainings(uri)}) == 4
+
+
+def test_nodes_that_are_several_have_sections_of_their_own(uri: str, tmp_path: Path) -> None:
+    track(make_run(tmp_path / "r", layout={"nodes": 2, "gpus_per_node": 2, "tp": 2, "device": "cpu"}), uri, "llmpipe")
+    (run,) = trainings(uri)
+    assert run.data.metrics["system/node7/cpu_utilization_percentage"] == 91.0
 
 
 def test_stages_are_child_runs(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

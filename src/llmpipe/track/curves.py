@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.errors import UserError
+from llmpipe.track.reading import reading
 
 CHARTS = {
     "loss": "loss/train",
@@ -28,7 +29,7 @@ CHARTS = {
     "seconds": "speed/seconds_per_step",
     "eval_seconds": "speed/held_out_seconds",
     "tokens_per_second": "speed/tokens_per_second",
-    "tokens_per_second_per_gpu": "speed/tokens_per_second_per_gpu",
+    "tokens_per_second_per_gpu": "speed/gpu_tokens_per_second",
     "mfu_full": "speed/mfu_full",
     "mfu_causal": "speed/mfu_causal",
     "memory_bytes": "speed/peak_memory_gigabytes",
@@ -57,6 +58,8 @@ class Curves:
     """The tag of the MLflow run that says how many of the lines are there."""
     host: str = ""
     """The node that the file tells of; empty: it tells of the training's steps."""
+    alone: bool = False
+    """That node is the training's only one: its charts stand in MLflow's own section, as those of any other run."""
     growing: bool = True
     """Lines may be added, and the last one may be half written."""
 
@@ -71,7 +74,9 @@ class Curves:
         ]
 
     def _chart(self, key: str) -> str:
-        return f"system/{self.host}/{key}" if self.host else CHARTS.get(key, f"more/{key}")
+        if not self.host:
+            return CHARTS.get(key, f"more/{key}")
+        return f"system/{key}" if self.alone else f"system/{self.host}/{key}"
 
     def _value(self, key: str, value: float) -> float:
         return value / 1e9 if key == "memory_bytes" else value
@@ -88,7 +93,7 @@ class Lines:
         """(number from 1, object) of each whole line."""
         if not self.path.is_file():
             return
-        with self.path.open("rb") as file:
+        with reading(self.path), self.path.open("rb") as file:
             self._find_place(file)
             for line in file:
                 if not line.endswith(b"\n") and self.growing:

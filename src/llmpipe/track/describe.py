@@ -1,5 +1,6 @@
 """A training in a few lines of Markdown, which MLflow shows at the head of its page."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,19 @@ def described(folder: Path, record: dict[str, Any]) -> str:
     if (folder / "export").is_dir():
         parts.append(f"The exported model is in `{folder / 'export'}`.")
     if command := (record.get("origin") or {}).get("command"):
-        parts.append(f"```\n{command}\n```")
+        parts.append(f"```\n{in_lines(command)}\n```")
     return "\n\n".join(part for part in parts if part)
+
+
+def in_lines(command: str) -> str:
+    """A shell command with each option on a line: MLflow makes the page as wide as the longest line."""
+    lines: list[str] = []
+    for word in shlex.split(command):
+        if word.startswith("--") or not lines:
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return " \\\n    ".join(lines)
 
 
 def _training(record: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def read_run(folder: Path) -> Subject:
     end_ms = mtime_ms(folder / ("run.json" if finished else "job.json"))
     start_ms = int(origin.get("started_ms", end_ms - int(1000 * (record.get("seconds") or 0))))
     table = folder / "evaluate" / "table.json"
-    curves = _curves(folder, finished)
+    curves = _curves(folder, record, finished)
     return Subject(
         kind="run",
         name=folder.name,
@@ -169,12 +169,15 @@ def _datasets(record: dict[str, Any]) -> list[Dataset]:
     ]
 
 
-def _curves(folder: Path, finished: bool) -> list[Curves]:
+def _curves(folder: Path, record: dict[str, Any], finished: bool) -> list[Curves]:
     """Of the steps, and of each node; all lines of a file that is not there come later."""
     metrics = folder / ("metrics.jsonl" if finished else "live.jsonl")
     steps = [Curves(path=metrics, done_tag="llmpipe.steps", growing=not finished)] if metrics.is_file() else []
     nodes = sorted(folder.glob("system/*.jsonl"))
-    return steps + [Curves(path=path, done_tag=f"llmpipe.samples.{path.stem}", host=path.stem) for path in nodes]
+    alone = (record.get("layout") or {}).get("nodes", 1) == 1
+    return steps + [
+        Curves(path=path, done_tag=f"llmpipe.samples.{path.stem}", host=path.stem, alone=alone) for path in nodes
+    ]
 
 
 def _artifacts(folder: Path, record: dict[str, Any], finished: bool) -> dict[str, Path]:

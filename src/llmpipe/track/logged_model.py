@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
+MADE_BY = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit")
 EXTERNAL = "mlflow.model.isExternal"  # MLflow's own mark of a model whose files lie elsewhere
 
 
@@ -35,7 +36,8 @@ def _find_or_make(
     condition = f"source_run_id = '{run_id}' AND tags.`export.digest` = '{export.digest}'"
     for model in client.search_logged_models([experiment_id], condition):
         return model
-    tags = {
+    told = {key: run.tags[key] for key in MADE_BY if key in run.tags}
+    tags = told | {
         EXTERNAL: "true",
         "export.path": str(run.export),
         "export.digest": export.digest,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmpipe.files import sha256
+from llmpipe.track.colors import COLOR, color_after, free_color
 from llmpipe.track.curves import Curves, Lines, Point
 from llmpipe.track.store import locked, open_experiment
 from llmpipe.track.subject import Subject, mtime_ms
@@ -26,6 +27,8 @@ PAGE = 1000  # runs of one answer
 IDENTITY, KIND, STAMP, ARTIFACTS = "llmpipe.identity", "llmpipe.kind", "llmpipe.stamp", "llmpipe.artifacts"
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
+DIGEST = 8
+"""Characters of a dataset's hash in the list of runs, as many as MLflow's own have: more hide what it is for."""
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +51,8 @@ class Writer:
 
         self.uri, self.client = uri, MlflowClient(uri)
         self.experiment_id = open_experiment(self.client, uri, experiment)
+        self.color = ""
+        """Of the training that was made last."""
         self.known: dict[str, Known] = {}
         """By identity."""
         self.lines: dict[Path, Lines] = {}
@@ -109,11 +114,18 @@ class Writer:
             return found
         if not parent and (run := next(self._search(f"tags.`{IDENTITY}` = '{subject.identity}'"), None)):
             return self._learn(run)
-        tags = {IDENTITY: subject.identity, KIND: subject.kind} | ({PARENT: parent} if parent else {})
+        tags = {IDENTITY: subject.identity, KIND: subject.kind}
+        if parent:
+            tags[PARENT] = parent
+        else:
+            tags[COLOR] = self.color = self._next_color()
         made = self.client.create_run(self.experiment_id, subject.start_ms, tags, subject.name)
         if not parent:
             log.info("%s %s is the new MLflow run %s", subject.kind, subject.name, made.info.run_id)
         return self._learn(made)
+
+    def _next_color(self) -> str:
+        return color_after(self.color) if self.color else free_color(self.client, self.experiment_id)
 
     def _log_params(self, known: Known, params: dict[str, str]) -> None:
         """A parameter of MLflow's stays what it was at first: what a resumed run has otherwise is a tag `now.NAME`."""
@@ -169,7 +181,7 @@ class Writer:
         if told and known.tags.get(tag) != told:
             inputs = [
                 DatasetInput(
-                    Dataset(item.name, item.digest[:36], "local", json.dumps({"uri": item.prefix})),
+                    Dataset(item.name, item.digest[:DIGEST], "local", json.dumps({"uri": item.prefix})),
                     [InputTag("mlflow.data.context", item.part)],
                 )
                 for item in subject.datasets
