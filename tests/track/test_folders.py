@@ -2,14 +2,18 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from run_folders import START, make_corpus, make_export, make_live, make_model, make_run
+from snakemake.benchmark import benchmarked, write_benchmark_records
 
 from llmpipe.errors import UserError
 from llmpipe.track.describe import in_lines
 from llmpipe.track.folders import subjects
+from llmpipe.track.stages import benchmark
 from llmpipe.track.subject import flat, metric_name
 
 
@@ -45,6 +49,20 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| perplexity | perplexity | 10 | 8 |" in subject.description and "**pass**" in subject.description
 
 
+def test_memory_is_what_snakemake_measures(tmp_path: Path) -> None:
+    """Of a process with 300 MB, by the code that writes the workflow's benchmark files."""
+    code = "held = b'x' * 300_000_000; print(flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdin and holder.stdout
+    holder.stdout.readline()
+    with benchmarked(holder.pid) as record:
+        resident = psutil.Process(holder.pid).memory_info().rss
+    holder.communicate(b"\n")
+    file = tmp_path / "holder.benchmark.tsv"
+    write_benchmark_records([record], str(file), extended_fmt=False)
+    assert benchmark(file)["peak_memory_megabytes"] == pytest.approx(resident / 1e6, rel=0.01)
+
+
 def test_the_stages_of_a_run_are_those_that_left_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = make_run(Path("results/runs/r"))
@@ -54,13 +72,13 @@ def test_the_stages_of_a_run_are_those_that_left_files(tmp_path: Path, monkeypat
     make_export(run)
     log = Path("logs/convert/m.benchmark.tsv")
     log.parent.mkdir(parents=True)
-    log.write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.67\n")
+    log.write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\tNA\n")
     stages = {stage.name: stage for stage in subjects(run)[0].stages}
     assert list(stages) == ["tokenize c", "convert", "shard", "verify", "finetune", "evaluate", "export"]
     assert stages["tokenize c"].metrics == {"documents": 3.0, "tokens": 90.0}
     assert stages["tokenize c"].params == {"bos": "True", "tokenizer.path": "t", "tokenizer.vocab_size": "32"}
     assert stages["convert"].params == {"source.path": "weights/m", "config.hidden_size": "32"}
-    assert stages["convert"].metrics["seconds"] == 12.5 and stages["convert"].metrics["peak_memory_megabytes"] == 345.67
+    assert stages["convert"].metrics["seconds"] == 12.5
     assert stages["convert"].end_ms - stages["convert"].start_ms == 12500
     assert stages["verify"].metrics == {"verify/max_logit": 1e-6, "tp2-pp2.verify/bytes": 0.0}
     assert stages["verify"].tags["verdict.verify"] == "pass"

@@ -115,7 +115,7 @@ def _commands(run: Run) -> str:
         [
             stage.name,
             duration(stage.seconds) if stage.seconds is not None else "",
-            f"{stage.peak_mb / 1024:.3g} GiB" if stage.peak_mb else "",
+            f"{stage.peak_mb * 1e6 / (1 << 30):.3g} GiB" if stage.peak_mb else "",
             f"<code>{text(stage.command)}</code>",
         ]
         for stage in found

@@ -22,6 +22,8 @@ from llmpipe.track.subject import (
     mtime_ms,
 )
 
+MIB = 1 << 20
+
 
 def stages(run: Path, record: dict[str, Any], identity: str) -> list[Subject]:
     """Those of a run's stages whose files are there; `record` is its run.json, or what is known while it trains."""
@@ -70,12 +72,16 @@ def _benchmark(main: Path, log: str) -> dict[str, float]:
 
 
 def benchmark(path: Path) -> dict[str, float]:
-    """`seconds` and `peak_memory_megabytes` of Snakemake's benchmark file; nothing where there is none."""
+    """`seconds` and `peak_memory_megabytes` of Snakemake's benchmark file, which has MiB; nothing without one."""
     if not path.is_file():
         return {}
     row = next(csv.DictReader(path.read_text().splitlines(), delimiter="\t"), {})
-    columns = {"s": "seconds", "max_rss": "peak_memory_megabytes"}
-    return {name: float(row[key]) for key, name in columns.items() if row.get(key, "").replace(".", "", 1).isdigit()}
+    columns = {"s": ("seconds", 1.0), "max_rss": ("peak_memory_megabytes", MIB / 1e6)}
+    return {
+        name: float(row[key]) * unit
+        for key, (name, unit) in columns.items()
+        if row.get(key, "").replace(".", "", 1).isdigit()
+    }
 
 
 def _of_data(run: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
