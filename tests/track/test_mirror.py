@@ -231,6 +231,16 @@ def test_a_failed_run(uri: str, tmp_path: Path) -> None:
     assert trainings(uri)[0].info.status == "FAILED"
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
+def test_a_file_of_the_run_that_cannot_be_read(name: str, uri: str, tmp_path: Path) -> None:
+    """The kernel's own input/output error: address 0 of a process holds nothing."""
+    folder = make_run(tmp_path / "r")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"^.*/r.* cannot be read: Input/output error; mend that, then track again$"):
+        track(folder, uri, "llmpipe")
+
+
 def test_an_unreachable_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Port 9 of this machine: nobody listens. The plot is there, the file that says that all is done is not."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -13,6 +13,7 @@ from llmpipe.files import write_json
 from llmpipe.progress import progress
 from llmpipe.track.folders import subjects
 from llmpipe.track.plot import plot_loss
+from llmpipe.track.reading import reading
 from llmpipe.track.store import locked, quieten
 from llmpipe.track.subject import Subject, read_lines
 from llmpipe.track.writer import Writer, bring_locked
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def track(results: Path, uri: str, experiment: str, output: Path | None = None) -> None:
     """Mirror what is in `results`; `output` is written last and says what was mirrored where."""
-    found = subjects(results)
+    found = _read(results)
     quieten()
     plot = _plot(found[0], output.parent) if output and len(found) == 1 else None
     mirrored = _told(results, uri, partial(_mirror, found, uri, experiment, plot))
@@ -48,7 +49,8 @@ def follow(results: Path, uri: str, experiment: str) -> None:
     while True:
         try:
             writer = writer or _told(results, uri, partial(_open, uri, experiment, results))
-            ended = _told(results, uri, partial(_follow_once, writer, results))
+            found = _read(results)
+            ended = _told(results, uri, partial(_follow_once, writer, found))
             wait = FOLLOW_SECONDS
         except UserError as error:
             writer, ended, wait = None, False, min(2 * wait, LONGEST_WAIT)
@@ -58,6 +60,12 @@ def follow(results: Path, uri: str, experiment: str) -> None:
         if signal.sigtimedwait({signal.SIGTERM}, wait):
             asked = True
             signal.alarm(LAST_SECONDS)  # ends this process, whatever it waits for
+
+
+def _read(results: Path) -> list[Subject]:
+    """What there is to mirror."""
+    with reading(results):
+        return subjects(results)
 
 
 def _told(results: Path, uri: str, work: Callable[[], T]) -> T:
@@ -104,9 +112,8 @@ def _mirror(found: list[Subject], uri: str, experiment: str, plot: Path | None) 
     return mirrored
 
 
-def _follow_once(writer: Writer, results: Path) -> bool:
+def _follow_once(writer: Writer, found: list[Subject]) -> bool:
     """One look; whether that was the last one: the folder is a run's, which has ended."""
-    found = subjects(results)
     for subject in found:
         bring_locked(writer, subject)
     return len(found) == 1 and found[0].kind == "run" and (found[0].folder / "run.json").is_file()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import llmpipe
 from llmpipe.errors import UserError
 from llmpipe.track.curves import Curves
+from llmpipe.track.reading import reading
 
 MAKE_AGAIN = "run the stage that makes it again"
 
@@ -56,7 +57,8 @@ class Subject:
     def stamp(self) -> str:
         """The same as long as no file of it and of its stages has changed, by names, sizes and times."""
         paths = sorted({*self.artifacts.values(), *(curves.path for curves in self.curves)})
-        found = [(str(path), info.st_size, info.st_mtime_ns) for path in paths if (info := path.stat())]
+        with reading(self.folder):
+            found = [(str(path), info.st_size, info.st_mtime_ns) for path in paths if (info := path.stat())]
         stages = [stage.stamp() for stage in self.stages]
         return digest_of(llmpipe.__version__, self.status, found, stages)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from llmpipe.files import sha256
 from llmpipe.track.colors import COLOR, color_after, free_color
 from llmpipe.track.curves import Curves, Lines, Point
+from llmpipe.track.reading import reading
 from llmpipe.track.store import locked, open_experiment
 from llmpipe.track.subject import Subject, mtime_ms
 
@@ -89,7 +90,9 @@ class Writer:
     def log_artifact(self, run_id: str, name: str, path: Path) -> None:
         """Copy a small file, unless its bytes are there."""
         known = next(known for known in self.known.values() if known.run_id == run_id)
-        there, digest = json.loads(known.tags.get(ARTIFACTS, "{}")), sha256(path)[:16]
+        there = json.loads(known.tags.get(ARTIFACTS, "{}"))
+        with reading(path):
+            digest = sha256(path)[:16]
         if there.get(name) != digest:
             parent = str(Path(name).parent)
             self.client.log_artifact(run_id, str(path), None if parent == "." else parent)
