@@ -1,9 +1,12 @@
 """Each check on stand-ins: commands that print what nvidia-smi and sinfo print, a store of its own, facts by hand."""
 
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -120,6 +123,17 @@ def test_a_probe_that_fails_or_hangs() -> None:
     assert isinstance(failed, Finding) and failed.verdict == "mend" and "No module named" in failed.found
     hanging = gpu.read_probe(started("import time; time.sleep(600)"), 0.1)
     assert isinstance(hanging, Finding) and hanging.verdict == "note" and "0.1 s" in hanging.found
+
+
+def test_a_probe_that_does_not_end_when_it_is_killed(tmp_path: Path) -> None:
+    """Its own child has its output open still, as a process in the driver would; doctor is through before that ends."""
+    command = ["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/pid; wait"]
+    probe = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith("\n"):
+        time.sleep(0.01)
+    found = gpu.read_probe(probe, 0.1)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # ProcessLookupError if it has ended
+    assert isinstance(found, Finding) and found.verdict == "note" and "0.1 s" in found.found
 
 
 def test_apex(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

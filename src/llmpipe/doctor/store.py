@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -43,7 +44,7 @@ def _database(path: Path) -> Finding:
     if not path.exists():
         return ok("MLflow", f"{path} is not there yet: the first tracking makes it")
     try:
-        with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=SECONDS) as connection:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=SECONDS)) as connection:
             (count,) = connection.execute("select count(*) from runs").fetchone()
     except sqlite3.Error as error:
         advice = "move it away and track again: it is a copy of the files in results"
