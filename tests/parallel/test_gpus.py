@@ -47,10 +47,12 @@ def test_the_variable_names_gpus_that_others_do_not_have_and_is_as_before_afterw
         first = named()
         with gpus.taken(0):
             assert named() == first
-        with pytest.raises(UserError, match="3 of the GPUs"), gpus.taken(3, 0):  # of these three
+        with pytest.raises(UserError, match="2 of the GPUs"), gpus.taken(2, 0):  # of these three
             pass
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert first == UUIDS[:3]
+    with pytest.raises(UserError, match="9 GPUs are wanted, and this machine has 8: GPU-0000, "), gpus.taken(9):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,13 @@ def test_only_those_that_were_named_are_taken(told: str, expected: list[str], mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
     with gpus.taken(len(expected)):
         assert named() == expected
-    with pytest.raises(UserError, match=r"--resources gpu=N"), gpus.taken(len(expected) + 1):
+    with (
+        pytest.raises(
+            UserError,
+            match=rf"{len(expected) + 1} GPUs are wanted, and {gpus.VARIABLE} names {len(expected)}: {expected[0]}",
+        ),
+        gpus.taken(len(expected) + 1),
+    ):
         pass
     assert os.environ["CUDA_VISIBLE_DEVICES"] == told
 

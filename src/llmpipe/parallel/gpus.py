@@ -65,10 +65,17 @@ def _uuids() -> list[str]:
 
 def _wait_for(count: int, names: list[str], wait_seconds: float) -> dict[str, int]:
     """The locks of `count` of these GPUs, as open files."""
+    if count > len(names):
+        known = f"{VARIABLE} names {len(names)}" if VARIABLE in os.environ else f"this machine has {len(names)}"
+        raise UserError(
+            f"{count} GPUs are wanted, and {known}{': ' if names else ''}{', '.join(names)}: take a layout or --tp of"
+            " fewer, or a machine, or a job, with more; where Snakemake starts it, --resources gpu=N tells it how many"
+            " there are"
+        )
     deadline, told = time.monotonic() + wait_seconds, False
     while len(locks := _lock_free(names, count)) < count:
         found = f"{count} of the GPUs {', '.join(names)} are wanted, and other llmpipe processes here have too many"
-        if time.monotonic() > deadline or count > len(names):
+        if time.monotonic() > deadline:
             raise UserError(
                 f"{found}: wait for them, or end them (nvidia-smi lists them); where Snakemake starts them,"
                 " --resources gpu=N tells it how many GPUs there are"
