@@ -75,6 +75,7 @@ drill: $(INSTALLED)
 	LLMPIPE_SLOW=yes OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3600 -m slow
 	$(BIN)/python benchmarks/layout_parity.py
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(BIN)/python benchmarks/kill_drill.py "$$folder/writers"; \
 	$(BIN)/python benchmarks/rank_drill.py "$$folder/ranks" --more
 
 sanitize: $(INSTALLED)

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -114,8 +115,8 @@ def prepare(folder: Path, table: dict[str, list[str]]) -> None:
         run(["shard", str(folder / "checkpoint"), "--tp", "2", "--pp", "2"], folder / "ranks")
 
 
-def drill(folder: Path, kills: int, layers: int, chosen: list[str], seed: int) -> list[str]:
-    """All of it, in lines; SystemExit at the first that fails."""
+def drill(folder: Path, kills: int, layers: int, chosen: list[str], seed: int) -> Iterator[str]:
+    """All of it, a line a kill; SystemExit at the first that fails."""
     torch.manual_seed(seed)
     draw = random.Random(seed)
     write_hf(folder / "hf", layers)
@@ -126,7 +127,6 @@ def drill(folder: Path, kills: int, layers: int, chosen: list[str], seed: int) -
         seconds = run(arguments, folder / name / "out")
         undisturbed[name] = (seconds, files(folder / name / "out"))
         shutil.rmtree(folder / name / "out")
-    lines = []
     for number in range(kills):
         name = list(table)[number % len(table)]
         seconds, whole = undisturbed[name]
@@ -134,10 +134,9 @@ def drill(folder: Path, kills: int, layers: int, chosen: list[str], seed: int) -
         while found == ENDED:  # too late: the undisturbed run was slower
             after, seconds = draw.uniform(0.0, 1.0) * seconds, seconds * 0.8
             found = killed_and_run_again(table[name], folder / name / "out", after, whole)
-        lines.append(f"{name}: killed after {after:.3f} s, {found}; run again: the same bytes")
+        yield f"{name}: killed after {after:.3f} s, {found}; run again: the same bytes"
         if number % 2:  # an older whole output stands there the next time, or it does not
             shutil.rmtree(folder / name / "out")
-    return lines
 
 
 def main() -> None:
@@ -149,7 +148,8 @@ def main() -> None:
     parser.add_argument("--commands", default="", help="some of them, comma-separated; all if left out")
     given = parser.parse_args()
     chosen = given.commands.split(",") if given.commands else []
-    print("\n".join(drill(given.directory, given.kills, given.layers, chosen, given.seed)))
+    for number, line in enumerate(drill(given.directory, given.kills, given.layers, chosen, given.seed), 1):
+        print(f"{number:2} of {given.kills}  {line}", flush=True)
 
 
 if __name__ == "__main__":

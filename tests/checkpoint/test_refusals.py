@@ -150,7 +150,7 @@ def test_killed_at_any_moment_and_run_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     from kill_drill import drill
 
-    lines = drill(tmp_path / "drill", kills=3, layers=30, chosen=["convert-mcore"], seed=1)
+    lines = list(drill(tmp_path / "drill", kills=3, layers=30, chosen=["convert-mcore"], seed=1))
     assert len(lines) == 3 and all(line.endswith("run again: the same bytes") for line in lines)
 
 
