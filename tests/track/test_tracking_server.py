@@ -1,5 +1,6 @@
-"""A real `mlflow server`, killed and started again while a training goes on: nothing is missing or there twice."""
+"""A real `mlflow server`, killed and started again while a training goes on, or late: nothing is missing or doubled."""
 
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 from followers import PATIENCE, following, losses, until
 from mlflow import MlflowClient
 from run_folders import lines_of, make_export, make_live, make_run
-from tracking_server import Server
+from tracking_server import Server, late
 
+from llmpipe.layout import Layout
+from llmpipe.track import follower
 from llmpipe.track.mirror import track
 
 
@@ -51,3 +54,18 @@ def test_killed_and_started_again(server: Server, tmp_path: Path) -> None:
     assert {path.path for path in client.list_artifacts(found.info.run_id)} >= {"run.json", "metrics.jsonl"}
     (model,) = client.search_logged_models(["1"])
     assert model.source_run_id == found.info.run_id
+
+
+def test_late_answers(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training begins and ends before the server has answered once; then all of it is mirrored."""
+    run, started = make_live(tmp_path / "r", steps=3), []
+    popen = subprocess.Popen
+    monkeypatch.setattr(follower.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    with late(server) as slow:
+        with follower.followed(run, slow.uri, "llmpipe", Layout(device="cpu").resolved()):
+            until(slow.asked.is_set, "the follower has asked")
+            make_run(run, steps=300)
+        assert not slow.answered.is_set()
+        slow.let_through.set()
+        assert started[0].wait(PATIENCE) == 0
+    assert losses(server.uri) == list(range(1, 301))

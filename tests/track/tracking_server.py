@@ -1,11 +1,14 @@
-"""`mlflow server` as a process of its own, that can be killed and started again."""
+"""`mlflow server` as a process of its own, that can be killed and started again, and whose answers can be held back."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from followers import until
@@ -42,3 +45,56 @@ class Server:
         """With its workers, in the middle of whatever they do."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+class Late:
+    """An address of its own for a server, which takes requests at once; answers come only when they are let through."""
+
+    def __init__(self, server: Server, listener: socket.socket):
+        self._port, self._listener = server.port, listener
+        self.uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.asked, self.let_through, self.answered = threading.Event(), threading.Event(), threading.Event()
+
+    def take(self) -> None:
+        while True:
+            try:
+                client, upstream = self._listener.accept()[0], socket.create_connection(("127.0.0.1", self._port))
+            except OSError:
+                return
+            for pump in (self._ask, self._answer):
+                threading.Thread(target=pump, args=(client, upstream), daemon=True).start()
+
+    def _ask(self, client: socket.socket, upstream: socket.socket) -> None:
+        while part := received(client):
+            self.asked.set()
+            upstream.sendall(part)
+        upstream.close()
+
+    def _answer(self, client: socket.socket, upstream: socket.socket) -> None:
+        while part := received(upstream):
+            self.let_through.wait()
+            self.answered.set()
+            try:
+                client.sendall(part)
+            except OSError:  # it has not waited
+                break
+        client.close()
+
+
+def received(connection: socket.socket) -> bytes:
+    """The next bytes; none at the end."""
+    try:
+        return connection.recv(1 << 16)
+    except OSError:
+        return b""
+
+
+@contextmanager
+def late(server: Server) -> Iterator[Late]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = Late(server, listener)
+        threading.Thread(target=made.take, daemon=True).start()
+        try:
+            yield made
+        finally:
+            made.let_through.set()
