@@ -3,10 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
 from chats import ANSWERS, make_chats
+from click.testing import CliRunner
 from jobs import RECIPE, make_job
 
+from finetune_command import finetune_arguments
+from llmpipe.cli import group
+from llmpipe.data.batches.held_out import heldout
+from llmpipe.errors import UserError
 from llmpipe.train.dry_run import told
+from llmpipe.train.preflight import preflight
 from tiny_llama import make_checkpoint
 
 
@@ -37,3 +45,29 @@ def test_of_text_and_without_a_tokenizer(checkpoint, dataset, tmp_path: Path) ->
     text = told(job, colours=False)
     assert "tp 1 x pp 1 x cp 2 x dp 1" in text
     assert "the first micro-batch: 64 tokens" in text and "has no tokenizer to show them with" in text
+
+
+def test_a_layout_of_gpus_is_told_where_there_are_none(
+    checkpoint, dataset, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    arguments = finetune_arguments(checkpoint, dataset, tmp_path)
+    arguments[arguments.index("cpu")] = "cuda"
+    result = CliRunner().invoke(group, [*arguments, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "layout: 1 x 2 cuda processes = tp 2 x pp 1 x cp 1 x dp 1" in result.stdout
+    assert "could not train it: the layout wants 2 GPUs on each node, and torch sees 0 here" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_part_without_tokens_is_told_before_training(checkpoint, dataset, tmp_path: Path, caplog) -> None:
+    """perplexity, which evaluate measures after the training, has nothing else to read."""
+    job = make_job(checkpoint, dataset, tmp_path / "run")
+    for split, empty in (([90, 5, 5], False), ([99.9, 0.1, 1e-9], True), ([100, 0, 0], False)):
+        caplog.clear()
+        preflight(replace(job, split=split))
+        said = f"the test part of {dataset} holds no tokens"
+        assert (said in caplog.text and "evaluate cannot measure perplexity" in caplog.text) == empty
+        if empty:
+            with pytest.raises(UserError, match=said):
+                list(heldout(dataset, split, "test", 32))

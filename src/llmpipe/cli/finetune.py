@@ -91,7 +91,7 @@ def command(ctx: click.Context, dry_run: bool, wait: float, **given: Any) -> Non
     from llmpipe.verify.card import require_card
 
     job = _job(**given)
-    preflight(job)
+    preflight(job, dry_run)
     require_card(Path(job.model))
     if dry_run:
         from llmpipe.train.dry_run import told

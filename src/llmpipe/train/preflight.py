@@ -10,7 +10,9 @@ from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.batches.fit import check_tokenizer, check_vocab
 from llmpipe.data.batches.loader import check_batch
 from llmpipe.data.batches.packing import check_part
+from llmpipe.data.batches.sampling import part_of
 from llmpipe.data.dataset import manifest
+from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.tokenizer import find_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
@@ -96,10 +98,28 @@ def check_data(job: Job, vocab: int) -> None:
         check_vocab(Path(prefix), vocab)
 
 
-def preflight(job: Job) -> None:
-    """UserError for a job that cannot work; logs the batch's arithmetic as one sentence."""
+def check_test(job: Job) -> None:
+    """A warning if a dataset has nothing to measure the trained model's perplexity on: evaluate refuses that later."""
+    data, split = (job.test, [0.0, 0.0, 1.0]) if job.test else (job.data, job.split)
+    for prefix in data if split[2] else []:
+        try:
+            part_of(Reader(Path(prefix)), split, "test")
+        except UserError as error:
+            log.warning("%s, or evaluate cannot measure perplexity on it after the training", error)
+
+
+def preflight(job: Job, dry_run: bool = False) -> None:
+    """UserError for a job that cannot work; logs the batch's arithmetic as one sentence.
+
+    A dry run is for looking at what another machine will train: GPUs that are not here are a warning.
+    """
     recipe, layout = job.recipe, job.layout
-    check_device(layout)
+    try:
+        check_device(layout)
+    except UserError as error:
+        if not dry_run:
+            raise
+        log.warning("this machine could not train it: %s", error)
     layout.check_training()
     check_steps(job)
     check_halves(job)
@@ -113,6 +133,7 @@ def preflight(job: Job) -> None:
     if recipe.seq_len > longest_text(shape):
         raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {longest_text(shape)} positions")
     check_data(job, shape.vocab)
+    check_test(job)
     log.info(
         "%s steps of %s sequences x %s tokens = %s tokens;"
         " %s processes = tp %s x pp %s x cp %s x dp %s, each with %s micro-batches of %s",
