@@ -1,7 +1,7 @@
 # make demo   a tiny Llama from Meta weights to an exported model, on the CPU
 # make test   the test suite
 # make lint   the linters
-# make drill  the slow tests and the long drills: every layout with every family; ranks killed, stopped, without room; hours on few cores
+# make drill  the slow tests and the long drills: every layout with every family; every planted fault; writers and ranks killed; hours on few cores
 # make sanitize   the compiled helpers' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make test-cluster   what clusters do to a training, on a Slurm of its own; SHORT=1: the two shortest, in minutes
 # Each sets itself up first, in .venv. Useful variables:
@@ -74,6 +74,7 @@ lint: $(LINTERS)
 drill: $(INSTALLED)
 	LLMPIPE_SLOW=yes OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3600 -m slow
 	$(BIN)/python benchmarks/layout_parity.py
+	$(BIN)/python benchmarks/planted_faults.py
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(BIN)/python benchmarks/kill_drill.py "$$folder/writers"; \
 	$(BIN)/python benchmarks/rank_drill.py "$$folder/ranks" --more

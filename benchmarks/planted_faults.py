@@ -172,7 +172,7 @@ def page(right: list[Found], planted: list[Found], seconds: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, help="the page; left out, it goes to standard output")
     output = parser.parse_args().output
     logging.getLogger("llmpipe").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
@@ -192,7 +192,11 @@ def main() -> int:
         (planted if found.fault else right).append(found)
         if found.caught != bool(found.fault):
             print(f"{found.route}: {found.fault or 'refused'}: {found.first}", flush=True)
-    output.write_text(page(right, planted, time.time() - start))
+    text = page(right, planted, time.time() - start)
+    if output:
+        output.write_text(text)
+    else:
+        print(text, end="")
     wrong = [found for found in right if found.caught]
     wrong += [found for found in planted if not found.caught and (found.route, found.fault) not in NOT_KNOWN]
     return bool(wrong)
