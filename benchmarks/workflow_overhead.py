@@ -1,0 +1,90 @@
+"""What Snakemake adds to the demo: the same commands one after the other, by hand and by the workflow.
+
+    python benchmarks/workflow_overhead.py FOLDER [--target demo]
+
+Makes two fresh copies of the demo in FOLDER. The commands are those that `snakemake -n -p` names. Then `snakemake -n`,
+which has nothing to do. Wants a quiet machine. Prints a table. A shorter target is convert_tiny_llama.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+MADE = ("results", "weights", "data", "logs", "mlruns", "mlflow.db*", ".snakemake", ".*lock")
+PROMPT = "Shell command: "
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",  # as Snakemake sets it with one core
+    "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",  # as the workflow sets these
+    "MLFLOW_EXPERIMENT_NAME": "demo",
+}
+
+
+def fresh_demo(folder: Path) -> Path:
+    """The demo as it is in a clone, beside the workflow."""
+    for name in ("workflow", "slurm", "demo"):
+        shutil.copytree(REPOSITORY / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns(*MADE))
+    return folder / "demo"
+
+
+def snakemake(demo: Path, *options: str) -> str:
+    """What it says; it has to succeed."""
+    command = ["snakemake", "--cores", "1", *options]
+    done = subprocess.run(command, cwd=demo, env=ENVIRONMENT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} in {demo}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout + done.stderr
+
+
+def commands(demo: Path, target: str) -> list[str]:
+    """In an order in which each finds its inputs; targets themselves have none."""
+    lines = snakemake(demo, target, "--dry-run", "--printshellcmds").splitlines()
+    found = [line.removeprefix(PROMPT) for line in lines if line.startswith(PROMPT)]
+    return [command for command in found if command != "None"]
+
+
+def by_hand(demo: Path, found: list[str]) -> float:
+    """Seconds of the commands one after the other."""
+    for name in ("data", "weights", "logs/demo"):  # where the demo's own scripts write
+        (demo / name).mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    for command in found:
+        done = subprocess.run(command, shell=True, cwd=demo, env=ENVIRONMENT, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{command}\n{done.stderr[-3000:]}")
+    return time.perf_counter() - start
+
+
+def timed(demo: Path, *options: str) -> float:
+    """Seconds of Snakemake."""
+    start = time.perf_counter()
+    snakemake(demo, *options)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--target", default="demo")
+    arguments = parser.parse_args()
+    folder, target = arguments.folder.absolute(), arguments.target
+    hand, workflow = fresh_demo(folder / "hand"), fresh_demo(folder / "workflow_run")
+    found = commands(hand, target)
+    alone, together = by_hand(hand, found), timed(workflow, target, "--quiet", "all")
+    if "Nothing to be done" not in snakemake(workflow, target, "--dry-run"):
+        sys.exit(f"snakemake has something to do again in {workflow}: see snakemake -n there")
+    nothing = min(timed(workflow, target, "--dry-run") for _ in range(3))
+    print("| what | seconds | allowed |\n|---|---:|---:|")
+    print(f"| the {len(found)} commands of {target} by hand, one after the other | {alone:.1f} | |")
+    print(f"| `snakemake --cores 1 {target}` | {together:.1f} | {1.1 * alone:.1f} |")
+    print(f"| overhead | {100 * (together / alone - 1):+.1f} % | +10 % |")
+    print(f"| `snakemake -n {target}` with nothing to do, the fastest of 3 | {nothing:.2f} | 3 |")
+
+
+if __name__ == "__main__":
+    main()
