@@ -52,7 +52,8 @@ def _check_size(place: Path, tokenizer: Tokenizer, directory: Path, rows: int) -
         file = next(directory / name for name in FILES if (directory / name).is_file())
         raise UserError(
             f"{file} resized the embedding to {rows} rows, but {tokenizer_files.file_at(place)} has {tokens} tokens:"
-            f" put the tokenizer that the adapter was trained with into {directory}"
+            f" put the tokenizer that the adapter was trained with into {directory}; if it has fewer as the rows"
+            " were padded to a multiple, merge the adapter with PEFT's merge_and_unload and convert what that saves"
         )
 
 
