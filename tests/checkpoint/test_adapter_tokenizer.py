@@ -112,6 +112,21 @@ def test_files_of_the_bases_tokenizer_do_not_lie_beside_the_adapters(
     assert verify(tmp_path / "out", tmp_path / "whole")["verdict"] == "pass"
 
 
+def test_a_tokenizer_that_transformers_grew_is_carried(base: Path, tmp_path: Path) -> None:
+    """As trainers save it beside an adapter: tokenizer.json with the added tokens, no tokenizer.model."""
+    convert(base, tmp_path / "whole")
+    grown, path = AutoTokenizer.from_pretrained(tmp_path / "whole"), adapter(tmp_path / "adapter", VOCAB + 2)
+    grown.add_tokens(["<think>", "</think>"], special_tokens=True)
+    grown.save_pretrained(path)
+    assert not (path / "tokenizer.model").exists()
+    convert(tmp_path / "whole", tmp_path / "out", changes=Changes(path, ("<tool>",)))
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "<think>def f(x):</think>" + TEXT
+    assert found.encode(text) == grown.encode(text) and VOCAB + 1 in found.encode(text)
+    assert found.convert_tokens_to_ids("<tool>") == VOCAB + 2
+    assert verify(tmp_path / "out", tmp_path / "whole")["verdict"] == "pass"
+
+
 def test_added_tokens_come_after_the_adapters(base: Path, chinese: bytes, rows: int, tmp_path: Path) -> None:
     changes = Changes(adapter(tmp_path / "adapter", rows, chinese), ("<|im_start|>", "<|im_end|>"))
     convert(base, tmp_path / "out", changes=changes)
