@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from llmpipe.checkpoint import manifest
+from llmpipe.config import parse_split
+from llmpipe.layout import Layout
+from llmpipe.parallel.processes import run_ranks
+from llmpipe.recipe import Recipe
+from llmpipe.train.job import Job
+from llmpipe.train.loop import train
 from llmpipe.verify import card
+from llmpipe.yaml_file import load
 
 LLMPIPE = [sys.executable, "-m", "llmpipe"]
 
@@ -30,6 +37,19 @@ def finetune_arguments(checkpoint: Path, dataset: Path, folder: Path, steps: int
         "finetune", str(recipe), "--model", str(model), "--data", str(dataset), "--output", str(folder / "run"),
         "--tp", "2", "--gpus-per-node", "2", "--micro-batch", "4", "--device", "cpu", "--threads", "2",
     ]  # fmt: skip
+
+
+def train_undisturbed(arguments: list[str], run: Path) -> Path:
+    """What `finetune_arguments` train, into another run folder: in forked ranks, by no launcher, which costs less."""
+    option = dict(zip(arguments[2::2], arguments[3::2], strict=True))
+    run.mkdir()
+    job = Job(
+        recipe=load(Recipe, Path(arguments[1])),
+        layout=Layout(tp=2, gpus_per_node=2, micro_batch=4, device="cpu").resolved(),
+        model=option["--model"], data={option["--data"]: 1.0}, split=parse_split("969,30,1"), output=str(run),
+    )  # fmt: skip
+    run_ranks(train, job.layout.processes, job)
+    return run
 
 
 def num_steps(run: Path) -> int:

@@ -18,6 +18,7 @@ from finetune_command import (
     LLMPIPE,
     assert_trained_alike,
     finetune_arguments,
+    train_undisturbed,
     wait_for_step,
     wait_until_no_rank_lives,
 )
@@ -69,9 +70,7 @@ def command(checkpoint: Path, dataset: Path, tmp_path: Path) -> list[str]:
 
 
 def test_stopped_killed_and_started_again_ends_as_if_undisturbed(command: list[str], tmp_path: Path) -> None:
-    undisturbed = [part.replace("/run", "/undisturbed") for part in command]
-    assert subprocess.run(undisturbed, check=False).returncode == 0
-
+    undisturbed = train_undisturbed(command[len(LLMPIPE) :], tmp_path / "undisturbed")
     run = tmp_path / "run"
     first = subprocess.Popen(command)
     wait_for_step(run, 3)
@@ -87,7 +86,7 @@ def test_stopped_killed_and_started_again_ends_as_if_undisturbed(command: list[s
     wait_until_no_rank_lives(run)
 
     assert subprocess.run(command, check=False).returncode == 0
-    assert_trained_alike(run, tmp_path / "undisturbed")
+    assert_trained_alike(run, undisturbed)
 
 
 def test_only_the_first_node_of_a_slurm_job_hosts_the_rendezvous(

@@ -16,6 +16,7 @@ from finetune_command import (
     assert_trained_alike,
     finetune_arguments,
     num_steps,
+    train_undisturbed,
     wait_for_step,
     wait_for_torchrun,
     wait_until_no_rank_lives,
@@ -48,8 +49,7 @@ def arguments(checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="module")
 def undisturbed(arguments: list[str]) -> Path:
     """The run of one node with two processes."""
-    assert subprocess.run([*LLMPIPE, *arguments], check=False).returncode == 0
-    return Path(arguments[arguments.index("--output") + 1])
+    return train_undisturbed(arguments, Path(arguments[arguments.index("--output") + 1]))
 
 
 @pytest.fixture

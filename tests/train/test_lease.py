@@ -18,6 +18,7 @@ from finetune_command import (
     assert_trained_alike,
     finetune_arguments,
     processes_of,
+    train_undisturbed,
     wait_for_step,
 )
 from llmpipe.errors import UserError
@@ -240,7 +241,5 @@ def test_one_that_stood_still_and_was_given_up_saves_nothing_when_it_wakes(
     said = first.communicate()[1]
     assert first.returncode == 1, said
     assert "was taken over" in said and "without saving" in said
-    undisturbed = [part.replace(str(run), str(tmp_path / "undisturbed")) for part in arguments]
-    assert subprocess.run([sys.executable, "-m", "llmpipe", *undisturbed], check=False).returncode == 0
-    assert_trained_alike(run, tmp_path / "undisturbed")
+    assert_trained_alike(run, train_undisturbed(arguments, tmp_path / "undisturbed"))
     assert not (run / failure.NAME).exists() and not (run / lease.NAME).exists()
