@@ -28,7 +28,7 @@ Llama with grouped queries and Falcon with one KV head, of random weights: hidde
 sequences of 64 tokens; in fp32 on the CPU, over gloo. Each layout is trained for 20 steps with each family, chats
 packed and not, and with 1 and 4 micro-batches a step on each data rank, pipelines with 4 and 8: eight trainings, each
 compared with the same global batches in one process. The row has the worst of the eight: loss and gradient norm of the
-worst step, and the worst tensor's relative L2 after step 20. Asked for: {LOSS:g}, {GRAD_NORM:g} and {WEIGHTS:g}.
+worst step, and the worst tensor's relative L2 after step 20. Asked for: {LOSS:g}, {GRAD_NORM:g} and {WEIGHTS:.0e}.
 `benchmarks/layout_parity.py`, in `make drill`; `make test` trains in each layout once. Data ranks share parameters out
 in full (FSDP2) where the row says no other kind. The first row is the noise of one process alone: micro-batches of one
 sequence beside two.
