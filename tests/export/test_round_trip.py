@@ -35,6 +35,7 @@ class Wrong:
 
     def __init__(self, source: TensorSource):
         self.source, self.path, self.shape = source, source.path, source.shape
+        self.tokenizer_place = source.tokenizer_place
 
     def keys(self) -> list[str]:
         return self.source.keys()

@@ -29,7 +29,7 @@ SHAPE = Shape(
 class Numbers:
     """A source whose elements are all different."""
 
-    path = Path("numbers")
+    path = tokenizer_place = Path("numbers")
 
     def __init__(self, shape: Shape):
         self.shape, self.tensors, start = shape, {}, 0

@@ -30,7 +30,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 class Tensors:
     """A source in memory, by Hugging Face's names."""
 
-    path = Path("tensors")
+    path = tokenizer_place = Path("tensors")
 
     def __init__(self, shape: Shape, tensors: made.Tensors):
         self.shape, self.family = shape, FAMILIES[shape.family]
