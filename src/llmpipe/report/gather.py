@@ -1,6 +1,5 @@
 """What the files of a run's folder say, and those of the model and the data that it was made from."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +10,7 @@ from llmpipe.data.dataset import manifest as dataset_manifest
 from llmpipe.data.statistics import Statistics, statistics
 from llmpipe.errors import UserError
 from llmpipe.files import read_json
-from llmpipe.track.subject import MAKE_AGAIN, cards_of, located, read_lines
-from llmpipe.train.job import read_job
-from llmpipe.train.record import of_job
+from llmpipe.train.run_folder import MAKE_AGAIN, cards_of, is_finished, is_run, located, read_metrics, read_record
 
 NEEDED = ("model", "data", "recipe", "layout", "split")
 """What a report takes for granted of run.json."""
@@ -37,6 +34,8 @@ class Dataset:
     statistics: Statistics | None
     missing: str
     """Why there are no statistics."""
+    is_same: bool | None
+    """Whether the run read the very bytes that lie there now; None where that cannot be told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,30 +94,20 @@ def read_runs(folders: list[Path]) -> list[Run]:
 
 def read_run(folder: Path, name: str) -> Run:
     """A run's folder, finished or not; UserError for what is none."""
-    finished = (folder / "run.json").is_file()
-    if not finished and not (folder / "job.json").is_file():
+    if not is_run(folder):
         inside = sorted(str(path.parent) for path in folder.glob("*/run.json"))[:4]
         hint = f"; in it there are {', '.join(inside)}" if inside else ""
         raise UserError(
             f"{folder} is no run's folder: it has neither run.json nor job.json, which finetune writes{hint};"
             " name a folder of results/runs"
         )
-    if finished:
-        record, curves = read_json(folder / "run.json", MAKE_AGAIN), read_lines(folder / "metrics.jsonl")
-    else:
-        record, curves = of_job(read_job(folder / "job.json")), _live(folder / "live.jsonl")
+    record, finished = read_record(folder), is_finished(folder)
     if unsaid := [key for key in NEEDED if key not in record]:
         raise UserError(
             f"{folder}/{'run' if finished else 'job'}.json says nothing of {', '.join(unsaid)}: another version of"
             " llmpipe wrote it, or something else; run finetune again"
         )
-    return Run(folder=folder, name=name, record=record, finished=finished, curves=curves)
-
-
-def _live(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that is being written."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    return Run(folder=folder, name=name, record=record, finished=finished, curves=read_metrics(folder))
 
 
 def _read_if_there(path: Path) -> dict[str, Any] | None:
@@ -133,10 +122,11 @@ def there(folder: Path, path: str) -> Path | None:
 
 def _dataset(run: Run, part: str, entry: dict[str, Any]) -> Dataset:
     index = there(run.folder, f"{entry['prefix']}.idx")
-    prefix, found, missing = index and index.with_suffix(""), None, ""
+    prefix, found, missing, digest = index and index.with_suffix(""), None, "", entry.get("digest")
+    is_same = dataset_manifest.digest(prefix) == digest if prefix and digest else None
     if prefix is None:
         missing = "its files are not where the run read them"
-    elif entry.get("digest") and dataset_manifest.digest(prefix) != entry["digest"]:
+    elif is_same is False:
         missing = "it was made again since the run read it"
     else:
         found = _statistics(prefix, part, run.record)
@@ -144,11 +134,12 @@ def _dataset(run: Run, part: str, entry: dict[str, Any]) -> Dataset:
         name=Path(entry["prefix"]).name,
         part=part,
         weight=entry.get("weight", 1.0),
-        digest=entry.get("digest"),
+        digest=digest,
         prefix=entry["prefix"],
         facts=dataset_manifest.read(prefix) if prefix and not missing else None,
         statistics=found,
         missing=missing,
+        is_same=is_same,
     )
 
 

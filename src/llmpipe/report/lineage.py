@@ -67,12 +67,10 @@ def _source(source: dict[str, Any]) -> Step:
 def _data(dataset: Dataset) -> list[Step]:
     """The corpus's files → the dataset."""
     facts = dataset.facts or {}
-    made = "made again" in dataset.missing
-    agrees = False if made else True if dataset.facts and dataset.digest else None
     told = dataset.missing
     if tokenizer := facts.get("tokenizer"):
         told = f"tokenized with {tokenizer['path']}, SHA-256 {tokenizer['sha256'][:12]}, llmpipe {facts['llmpipe']}"
-    tokens = Step(kind="dataset", name=dataset.prefix, digest=dataset.digest, told=told, holds=agrees)
+    tokens = Step(kind="dataset", name=dataset.prefix, digest=dataset.digest, told=told, holds=dataset.is_same)
     sources = facts.get("sources", [])
     if not sources:
         return [tokens]

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.files import read_json
-from llmpipe.track.subject import MAKE_AGAIN, cards_of, is_number, located
+from llmpipe.track.subject import is_number
+from llmpipe.train.run_folder import MAKE_AGAIN, cards_of, located
 
 
 def described(folder: Path, record: dict[str, Any]) -> str:

@@ -10,20 +10,17 @@ from llmpipe.layout import Layout
 from llmpipe.track.curves import Curves
 from llmpipe.track.describe import described
 from llmpipe.track.stages import card_metrics, stages, table_metrics
-from llmpipe.track.subject import (
-    MAKE_AGAIN,
-    Dataset,
-    Subject,
-    cards_of,
-    digest_of,
-    existing,
-    flat,
-    located,
-    mtime_ms,
-)
+from llmpipe.track.subject import Dataset, Subject, digest_of, existing, flat, mtime_ms
 from llmpipe.train import failure
-from llmpipe.train.job import read_job
-from llmpipe.train.record import of_job
+from llmpipe.train.run_folder import (
+    MAKE_AGAIN,
+    cards_of,
+    is_finished,
+    is_run,
+    located,
+    metrics_file,
+    read_record,
+)
 
 RUN_FILES = (
     "run.json", "metrics.jsonl", "weights/manifest.json", "evaluate/table.json", "evaluate/table.md",
@@ -34,12 +31,12 @@ RUN_FILES = (
 def subjects(results: Path) -> list[Subject]:
     """The folder's own subject, or those of every model, and of every run begun or finished, in a results folder."""
     results = results.resolve()
-    if _is_run(results):
+    if is_run(results):
         return [read_run(results)]
     if (results / "checkpoint" / manifest.NAME).is_file():
         return [read_model(results)]
     models = sorted(path.parents[1] for path in results.glob(f"models/*/checkpoint/{manifest.NAME}"))
-    runs = sorted(folder for folder in results.glob("runs/*") if _is_run(folder))
+    runs = sorted(folder for folder in results.glob("runs/*") if is_run(folder))
     if not models and not runs:
         raise UserError(
             f"{results} holds nothing to track: a run's folder has run.json, or job.json while it trains, a model's has"
@@ -48,14 +45,9 @@ def subjects(results: Path) -> list[Subject]:
     return [read_model(folder) for folder in models] + [read_run(folder) for folder in runs]
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "run.json").is_file() or (folder / "job.json").is_file()
-
-
 def read_run(folder: Path) -> Subject:
     """A training, finished or under way, with its stages before and after."""
-    finished = (folder / "run.json").is_file()
-    record = read_json(folder / "run.json", MAKE_AGAIN) if finished else of_job(read_job(folder / "job.json"))
+    finished, record = is_finished(folder), read_record(folder)
     digest, params = _weights_digest(folder, record) if finished else "", _params(record)
     origin = record.get("origin") or {}
     identity = origin.get("training") or digest_of("run", folder.name, digest, sorted(params.items()))
@@ -171,7 +163,7 @@ def _datasets(record: dict[str, Any]) -> list[Dataset]:
 
 def _curves(folder: Path, record: dict[str, Any], finished: bool) -> list[Curves]:
     """Of the steps, and of each node; all lines of a file that is not there come later."""
-    metrics = folder / ("metrics.jsonl" if finished else "live.jsonl")
+    metrics = metrics_file(folder)
     steps = [Curves(path=metrics, done_tag="llmpipe.steps", growing=not finished)] if metrics.is_file() else []
     nodes = sorted(folder.glob("system/*.jsonl"))
     alone = (record.get("layout") or {}).get("nodes", 1) == 1

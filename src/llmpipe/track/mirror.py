@@ -15,8 +15,9 @@ from llmpipe.track.folders import subjects
 from llmpipe.track.plot import plot_loss
 from llmpipe.track.reading import reading
 from llmpipe.track.store import locked, quieten
-from llmpipe.track.subject import Subject, read_lines
+from llmpipe.track.subject import Subject
 from llmpipe.track.writer import Writer, bring_locked
+from llmpipe.train.run_folder import is_finished, read_metrics
 
 FOLLOW_SECONDS = 5.0  # between two looks at files that grow
 LONGEST_WAIT = 60.0  # before a store that did not answer is tried again
@@ -84,7 +85,7 @@ def _told(results: Path, uri: str, work: Callable[[], T]) -> T:
 
 
 def _plot(subject: Subject, folder: Path) -> Path | None:
-    lines = read_lines(subject.folder / "metrics.jsonl")
+    lines = read_metrics(subject.folder) if is_finished(subject.folder) else []
     if not lines:
         return None
     plot_loss(lines, f"{subject.name}: training loss", folder / "loss.svg")
@@ -116,4 +117,4 @@ def _follow_once(writer: Writer, found: list[Subject]) -> bool:
     """One look; whether that was the last one: the folder is a run's, which has ended."""
     for subject in found:
         bring_locked(writer, subject)
-    return len(found) == 1 and found[0].kind == "run" and (found[0].folder / "run.json").is_file()
+    return len(found) == 1 and found[0].kind == "run" and is_finished(found[0].folder)

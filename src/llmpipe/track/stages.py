@@ -9,18 +9,8 @@ from llmpipe.checkpoint import manifest
 from llmpipe.data.dataset.manifest import manifest_path
 from llmpipe.files import read_json
 from llmpipe.track.curves import CHARTS
-from llmpipe.track.subject import (
-    MAKE_AGAIN,
-    Subject,
-    cards_of,
-    digest_of,
-    existing,
-    flat,
-    is_number,
-    located,
-    metric_name,
-    mtime_ms,
-)
+from llmpipe.track.subject import Subject, digest_of, existing, flat, is_number, metric_name, mtime_ms
+from llmpipe.train.run_folder import MAKE_AGAIN, cards_of, located
 
 MIB = 1 << 20
 

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import llmpipe
-from llmpipe.errors import UserError
 from llmpipe.track.curves import Curves
 from llmpipe.track.reading import reading
-
-MAKE_AGAIN = "run the stage that makes it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,23 +65,6 @@ def digest_of(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def located(folder: Path, path: str) -> Path:
-    """Where a path of run.json lies: it counts from where the training was started, here or above the run's folder."""
-    above = folder.resolve().parents
-    return next((base / path for base in (Path(), *above) if (base / path).exists()), Path(path))
-
-
-def cards_of(model: Path) -> dict[str, Path]:
-    """The verification cards of the weights that a run started from, and of the checkpoint they were sharded from."""
-    stems = ["verify", f"{model.name}.verify"]
-    return {
-        f"verify/{stem}.{kind}": model.parent / f"{stem}.{kind}"
-        for stem in stems
-        for kind in ("json", "md", "html")
-        if (model.parent / f"{stem}.{kind}").is_file()
-    }
-
-
 def flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested keys joined by dots; lists joined by commas; nothing for None."""
     found: dict[str, str] = {}
@@ -113,16 +93,3 @@ def is_number(value: Any) -> bool:
 def mtime_ms(path: Path) -> int:
     """When a file was written, in milliseconds since 1970."""
     return int(path.stat().st_mtime * 1000)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; none if there is no file."""
-    if not path.is_file():
-        return []
-    lines = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is damaged ({error}): run finetune again") from error
-    return lines

@@ -1,43 +1,39 @@
 """What a run's folder holds, as text for `llmpipe inspect`: a finished run, or one that is still training."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from llmpipe.train.run_folder import is_finished, read_metrics, read_record
 
 
 def describe(run: Path) -> str:
     """The run's model, data, recipe and layout, how far it is, and what it has published."""
-    finished = (run / "run.json").is_file()
-    told = json.loads((run / ("run.json" if finished else "job.json")).read_text())
+    told = read_record(run)
     rows = {"model": _model(told["model"]), "data": _data(told["data"]), "layout": _pairs(told["layout"])}
     rows |= {"recipe": _pairs(told["recipe"]), "split": ", ".join(f"{share:g}" for share in told["split"])}
-    rows["state"] = f"{told['exit_reason']}, {told['seconds']} s" if finished else "not finished"
-    rows |= _progress(run / ("metrics.jsonl" if finished else "live.jsonl"), told["recipe"]["steps"])
-    if finished:
+    rows["state"] = f"{told['exit_reason']}, {told['seconds']} s" if is_finished(run) else "not finished"
+    rows |= _progress(read_metrics(run), told["recipe"]["steps"])
+    if is_finished(run):
         rows["weights"] = f"{told['weights_digest']} (llmpipe {told['llmpipe']}, torch {told['torch']})"
     saved = sorted(path.parent.name for path in run.glob("checkpoints/*/step-*/manifest.json"))
     rows["checkpoints"] = ", ".join(saved) or "none"
     return "\n".join([f"run {run}", *(f"  {name:<14}{value}" for name, value in rows.items())])
 
 
-def _model(model: str | dict[str, Any]) -> str:
-    return model if isinstance(model, str) else f"{model['path']}, of checkpoint {model['checkpoint_digest']}"
+def _model(model: dict[str, Any]) -> str:
+    return f"{model['path']}, of checkpoint {model['checkpoint_digest'] or 'not known'}"
 
 
-def _data(data: dict[str, float] | list[dict[str, Any]]) -> str:
-    if isinstance(data, dict):
-        return _pairs(data)
-    return ", ".join(f"{part['prefix']} {part['weight']:g} ({part['digest'][:12]})" for part in data)
+def _data(data: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{part['prefix']} {part['weight']:g} ({(part['digest'] or 'not known')[:12]})" for part in data)
 
 
 def _pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-def _progress(metrics: Path, steps: int) -> dict[str, str]:
-    """The last whole line of the metrics, and what the last evaluation found."""
-    text = metrics.read_text() if metrics.is_file() else ""
-    lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+def _progress(lines: list[dict[str, Any]], steps: int) -> dict[str, str]:
+    """The last step's, and what the last evaluation found."""
     if not lines:
         return {"steps": f"0 of {steps}"}
     last = lines[-1]
