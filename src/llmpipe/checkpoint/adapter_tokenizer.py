@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from llmpipe.checkpoint import tokenizer_files
+from llmpipe.checkpoint import tokenizer_files, tokenizer_folder
 from llmpipe.checkpoint.adapter_files import FILES
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.errors import UserError
@@ -24,7 +24,7 @@ def place_of(source: TensorSource, directory: Path, rows: int) -> Path:
     UserError if the adapter resized the embedding, and the tokenizer has not as many tokens as rows, or other first
     ones than the source's.
     """
-    base, own = tokenizer_files.folder(source.path), tokenizer_files.holds(directory)
+    base, own = tokenizer_folder.folder(source.path), tokenizer_folder.holds(directory)
     if rows == source.shape.vocab:
         if base and own:
             _warn_of_more(source, base, directory)
@@ -38,20 +38,20 @@ def place_of(source: TensorSource, directory: Path, rows: int) -> Path:
         return source.path
     if base:
         _check_begins(directory, tokenizer, base, source)
-    log.info("the tokenizer of the adapter is taken: %s has %d tokens", tokenizer_files.file_at(directory), rows)
+    log.info("the tokenizer of the adapter is taken: %s has %d tokens", tokenizer_folder.file_at(directory), rows)
     return directory
 
 
 def hashes_of(directory: Path) -> dict[str, str]:
     """The SHA-256 of a tokenizer's files."""
-    return {name: sha256(directory / name) for name in tokenizer_files.names(directory)}
+    return {name: sha256(directory / name) for name in tokenizer_folder.names(directory)}
 
 
 def _check_size(place: Path, tokenizer: Tokenizer, directory: Path, rows: int) -> None:
     if (tokens := tokenizer_files.size_of(tokenizer)) != rows:
         file = next(directory / name for name in FILES if (directory / name).is_file())
         raise UserError(
-            f"{file} resized the embedding to {rows} rows, but {tokenizer_files.file_at(place)} has {tokens} tokens:"
+            f"{file} resized the embedding to {rows} rows, but {tokenizer_folder.file_at(place)} has {tokens} tokens:"
             f" put the tokenizer that the adapter was trained with into {directory}; if it has fewer as the rows"
             " were padded to a multiple, merge the adapter with PEFT's merge_and_unload and convert what that saves"
         )
@@ -63,8 +63,8 @@ def _check_begins(directory: Path, tokenizer: Tokenizer, base: Path, source: Ten
     for token, number in sorted(before.items(), key=lambda entry: entry[1]):
         if number < source.shape.vocab and (found := tokenizer.token_to_id(token)) != number:
             raise UserError(
-                f"{tokenizer_files.file_at(directory)} does not begin with the tokens of"
-                f" {tokenizer_files.file_at(base)}: {token!r} is {number} there and"
+                f"{tokenizer_folder.file_at(directory)} does not begin with the tokens of"
+                f" {tokenizer_folder.file_at(base)}: {token!r} is {number} there and"
                 f" {'not in it' if found is None else found} here: name the weights that the adapter was trained on, or"
                 f" put the tokenizer that it was trained with into {directory}"
             )

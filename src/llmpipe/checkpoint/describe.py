@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from llmpipe.checkpoint import adapter_files, manifest, tokenizer_files
+from llmpipe.checkpoint import adapter_files, manifest, tokenizer_folder
 from llmpipe.checkpoint.formats import NOTHING, Told, detect, kind_of, open_source
 from llmpipe.checkpoint.megatron.source import MegatronSource
 from llmpipe.checkpoint.source import TensorSource
@@ -75,7 +75,7 @@ def _adapter_rows(path: Path) -> dict[str, str]:
         "targets": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
         "adds to": f"{len(found.deltas)} tensors",
         "replaces": ", ".join(own[:4]) + (f" and {len(own) - 4} more" if len(own) > 4 else ""),
-        "tokenizer": tokenizer_files.file_at(path).name if tokenizer_files.holds(path) else "",
+        "tokenizer": tokenizer_folder.file_at(path).name if tokenizer_folder.holds(path) else "",
     }
     return {name: value for name, value in rows.items() if value}
 

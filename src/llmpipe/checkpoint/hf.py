@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmpipe.checkpoint import tokenizer_files
+from llmpipe.checkpoint import tokenizer_files, tokenizer_folder
 from llmpipe.checkpoint.blocks import FileSource, same_bytes
 from llmpipe.checkpoint.carried import copy_hashed
 from llmpipe.checkpoint.containers import safetensors_file
@@ -142,7 +142,7 @@ def _write_config(source: TensorSource, directory: Path, dtype: torch.dtype | No
     types = {dtype or source.dtype(key) for key in source.keys()}  # noqa: SIM118
     written = _name(types.pop()) if len(types) == 1 else None
     if not (source.path / "config.json").is_file():
-        bos, eos = tokenizer_files.control_ids(source.tokenizer_place)
+        bos, eos = tokenizer_folder.control_ids(source.tokenizer_place)
         config = to_hf_config(source.shape, written or _name(source.dtype("embedding.weight")), bos, eos)
     else:
         config = read_json(source.path / "config.json", safetensors_file.GET_AGAIN)

@@ -16,7 +16,8 @@ from llmpipe.checkpoint import carried, tiktoken_file
 from llmpipe.checkpoint.carried import carried_files
 from llmpipe.checkpoint.sentencepiece_model import SPACE, build, config, load, read_spec
 from llmpipe.checkpoint.source import TensorSource
-from llmpipe.data.tokenizers.ranks import SPECIAL, is_tiktoken, read_ranks
+from llmpipe.checkpoint.tokenizer_folder import ADDED, CONFIG, JSON, MODEL, TEKKEN, folder, model_size, names, own_file
+from llmpipe.data.tokenizers.ranks import is_tiktoken
 from llmpipe.data.tokenizers.tekken import open_tekken
 from llmpipe.data.tokenizers.tiktoken import open_ranks
 from llmpipe.errors import UserError
@@ -25,12 +26,6 @@ from llmpipe.files import sha256, write_json
 
 log = logging.getLogger(__name__)
 
-MODEL, TEKKEN, JSON = "tokenizer.model", "tekken.json", "tokenizer.json"
-CONFIG, ADDED = "tokenizer_config.json", "added_tokens.json"
-FILES = (
-    MODEL, JSON, CONFIG, "special_tokens_map.json", ADDED, "vocab.json", "merges.txt",
-    "chat_template.jinja", TEKKEN,
-)  # fmt: skip
 PROBES = (
     "Hello world",
     " leading and trailing ",
@@ -50,64 +45,6 @@ PROBES = (
 )
 
 
-def folder(path: Path) -> Path | None:
-    """The directory with a source's tokenizer; Meta's, Megatron's and EasyLM's weights may have it one folder above."""
-    above = [] if (path / "config.json").is_file() else [path.absolute().parent]
-    return next((place for place in (path, *above) if holds(place)), None)
-
-
-def holds(place: Path) -> bool:
-    """Whether a tokenizer lies in a directory."""
-    return any((place / name).is_file() for name in (MODEL, TEKKEN, JSON))
-
-
-def file_at(place: Path) -> Path:
-    """The file of a directory that says its tokens: tokenizer.json first, which has the added ones, too."""
-    return next(place / name for name in (JSON, MODEL, TEKKEN) if (place / name).is_file())
-
-
-def names(place: Path) -> list[str]:
-    """The files of a directory that belong to its tokenizer, chat templates too."""
-    return [
-        name for name in carried.names(place) if name in FILES or name.startswith(("chat_template", carried.TEMPLATES))
-    ]
-
-
-def find(path: Path) -> Path | None:
-    """The tokenizer.model or tekken.json of a source."""
-    place = folder(path)
-    return _own(place) if place else None
-
-
-def _own(place: Path) -> Path | None:
-    """The file of a folder that transformers does not read, and that is the truth beside a tokenizer.json."""
-    return next((place / name for name in (MODEL, TEKKEN) if (place / name).is_file()), None)
-
-
-def model_size(model: Path) -> int:
-    """How many tokens a tokenizer.model or tekken.json has."""
-    if model.name == TEKKEN:
-        return open_tekken(model).vocab_size
-    if is_tiktoken(model):
-        return len(read_ranks(model)) + SPECIAL
-    return load(model).vocab_size()
-
-
-def control_ids(path: Path) -> tuple[int | None, int | None]:
-    """The ids of BOS and EOS that a source's tokenizer.model or tekken.json says; None where it has none."""
-    model = find(path)
-    if model is None:
-        return None, None
-    if model.name == TEKKEN:
-        return open_tekken(model).bos_id, open_tekken(model).eos_id
-    if is_tiktoken(model):
-        bos = model_size(model) - SPECIAL
-        return bos, bos + 1
-    tokenizer = load(model)
-    bos, eos = tokenizer.bos_id(), tokenizer.eos_id()
-    return (bos if bos >= 0 else None), (eos if eos >= 0 else None)
-
-
 def opened(source: TensorSource) -> Tokenizer | None:
     """The tokenizer that a checkpoint made of this source carries as tokenizer.json; None without one."""
     place = folder(source.tokenizer_place)
@@ -116,10 +53,10 @@ def opened(source: TensorSource) -> Tokenizer | None:
 
 def opened_at(place: Path, shape: Shape) -> Tokenizer:
     """The tokenizer that a directory holds, for a model of that shape."""
-    own = _own(place)
-    if own is None or (place / JSON).is_file():
+    model = own_file(place)
+    if model is None or (place / JSON).is_file():
         return from_file(place / JSON)
-    made = _made(shape, own)[0]
+    made = _made(shape, model)[0]
     _add_listed(made, place, shape.vocab)
     return made
 
@@ -179,8 +116,8 @@ def carry(source: TensorSource, directory: Path) -> dict[str, str]:
     elif place != path:
         log.info("the tokenizer of %s is taken", place)
         hashes |= carried_files(place, directory, names(place))
-    if place and (own := _own(place)):
-        check_vocabulary(source, own, model_size(own))
+    if place and (model := own_file(place)):
+        check_vocabulary(source, model, model_size(model))
     if place and (place / JSON).is_file():
         check_vocabulary(source, place / JSON, size_of(from_file(place / JSON)))
     return hashes
@@ -194,9 +131,9 @@ def complete(source: TensorSource, directory: Path) -> dict[str, str]:
     given, settings = (from_file(place / JSON) if (place / JSON).is_file() else None), dict[str, Any]()
     if given:
         settings = {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
-    if own := _own(place):
-        made, settings, encode = _made(source.shape, own)
-        _hold_against(encode, given or made, own)
+    if model := own_file(place):
+        made, settings, encode = _made(source.shape, model)
+        _hold_against(encode, given or made, model)
         if given is None:
             _add_listed(made, place, source.shape.vocab)
             made.save(str(directory / JSON))

@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from llmpipe.checkpoint import tokenizer_files
+from llmpipe.checkpoint import tokenizer_folder
 from llmpipe.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ def tokenizer_size(directory: Path) -> int | None:
     """How many words the tokenizer in a directory has."""
     file = directory / "tokenizer.json"
     if not file.is_file():
-        model = tokenizer_files.find(directory)
-        return tokenizer_files.model_size(model) if model else None
+        model = tokenizer_folder.find(directory)
+        return tokenizer_folder.model_size(model) if model else None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         ids = [token["id"] for token in found.get("added_tokens", [])]
