@@ -6,9 +6,22 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from drill_project import DrillProject, assert_same
+from drill_project import RECORD, DrillProject, assert_same
 
 URGENT = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
+
+
+def test_time_limit(project: DrillProject, undisturbed: DrillProject) -> None:
+    """Slurm sends TERM two minutes ahead of the limit; the training saves, and another job goes on."""
+    project.start(RECORD, "--set-resources", "finetune:runtime=4")
+    saved = project.until_saved()
+    first, _ = project.training()
+    with project.paused():
+        project.until_asked_to_stop()
+    assert project.until_resumed() > saved
+    assert project.training()[0] != first
+    project.finish()
+    assert_same(project, undisturbed)
 
 
 def test_preemption(project: DrillProject, undisturbed: DrillProject) -> None:
@@ -21,6 +34,27 @@ def test_preemption(project: DrillProject, undisturbed: DrillProject) -> None:
     )
     assert project.until_resumed() > saved
     assert project.training()[0] != first
+    project.finish()
+    assert_same(project, undisturbed)
+
+
+def test_preemption_without_a_grace_time(project: DrillProject, undisturbed: DrillProject) -> None:
+    """The job is killed. In a profile for such clusters Slurm starts it again, two minutes later."""
+    shipped = (project.folder / "slurm/config.yaml").read_text()
+    assert "slurm-no-requeue: true" in shipped
+    (project.folder / "slurm").unlink()  # a link
+    (project.folder / "slurm").mkdir()
+    (project.folder / "slurm/config.yaml").write_text(shipped.replace("slurm-no-requeue", "slurm-requeue"))
+    project.start()
+    saved = project.until_saved()
+    first, _ = project.training()
+    project.slurm.call("scontrol", "update", "partitionname=main", "gracetime=0")
+    project.slurm.call("sbatch", *URGENT)
+    try:
+        assert project.until_resumed() >= saved
+    finally:
+        project.slurm.call("scontrol", "update", "partitionname=main", "gracetime=600")
+    assert project.training()[0] == first
     project.finish()
     assert_same(project, undisturbed)
 
