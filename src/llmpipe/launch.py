@@ -105,8 +105,17 @@ def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -
         with live:
             stop = StopRequest(job.run, token, place.exit_after_minutes)
             code = _run_ranks(job, place, log_file, stop, wait_seconds)
-        lease.check(job.run, token)
+        if not lease.held(job.run, token):
+            return _taken_over(job)
         return _outcome(job, place, code)
+
+
+def _taken_over(job: Job) -> int:
+    """0 if who took the run over has finished it: after a failure Snakemake would remove what was published there."""
+    if not job.is_finished():
+        raise UserError(lease.lost(job.run))
+    log.warning("%s, which is finished now", lease.lost(job.run))
+    return 0
 
 
 def _outcome(job: Job, place: Place, code: int) -> int:

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from jobs import RECIPE, make_job, run_job
 
 from finetune_command import (
     assert_trained_alike,
@@ -21,8 +22,10 @@ from finetune_command import (
     train_undisturbed,
     wait_for_step,
 )
+from llmpipe import launch
 from llmpipe.errors import UserError
 from llmpipe.train import failure, lease
+from llmpipe.train.job import Job
 
 HERE = lease.Holder("t", os.getpid(), "7", "this-host", lease.this_machine(), None, "today")
 ELSEWHERE = replace(HERE, host="other-host", machine="another one")
@@ -196,6 +199,35 @@ def test_who_has_lost_it_removes_and_tells_nothing(tmp_path: Path, monkeypatch: 
         failure.tell(tmp_path, "timed out", final=True)  # it would end the other trainer's ranks
     assert [path.name for path in tmp_path.iterdir()] == [lease.NAME]
     assert lease.read(tmp_path)[0] == ELSEWHERE
+
+
+def lose_it(job: Job, others_steps: int) -> int:
+    """What the launcher does whose machine stood still while another one trained: exit status 1 of its ranks."""
+
+    def stand_still(*_: object) -> int:
+        write(job.run, ELSEWHERE)
+        run_job(replace(job, exit_at_step=others_steps))
+        return 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "supervise_torchrun", stand_still)
+        return launch.launch(job, launch.Place(), None, 0)
+
+
+def test_who_wakes_when_another_has_finished_the_training_ends_well(
+    checkpoint: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Snakemake removes the outputs of a job that fails, and they are the other's."""
+    job = make_job(checkpoint, dataset, tmp_path / "run", replace(RECIPE, steps=2))
+    assert lose_it(job, others_steps=2) == 0
+    assert job.is_finished() and "was taken over by process" in caplog.text
+
+
+def test_who_wakes_while_another_trains_fails(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", replace(RECIPE, steps=2))
+    with pytest.raises(UserError, match=r"was taken over by process .* ends without saving"):
+        lose_it(job, others_steps=1)
+    assert lease.read(job.run)[0] == ELSEWHERE
 
 
 ON_MACHINE = """
