@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from jobs import RECIPE, make_job
-from torch._subclasses.fake_tensor import is_fake
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from llmpipe.checkpoint.formats import open_source
@@ -46,12 +45,12 @@ def test_states_of_llama_2_7b_on_eight_gpus() -> None:
 
 
 def held_by_tensors() -> int:
-    """The bytes of all tensors of this process, and of their gradients: Python knows of those only when it asks.
+    """The bytes of all tensors of this rank, and of their gradients: Python knows of those only when it asks.
 
-    Fake ones hold none: those of a test before that compiled a model, forked along.
+    Those of its parent are frozen, and not among them.
     """
     gc.collect()
-    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and not is_fake(one)]
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     gradients = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
     storages = [local(tensor).untyped_storage() for tensor in (*tensors, *gradients)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,6 +1,7 @@
 """Run a function in several gloo processes on this machine: rank-file verification, the export check, tests."""
 
 import ctypes
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -83,6 +84,7 @@ def _rank(
     from llmpipe.errors import UserError
 
     die_with_parent(signal.SIGKILL)
+    gc.freeze()  # the parent's objects, perhaps millions, are neither looked through nor copied at each collection
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     try:
