@@ -134,7 +134,8 @@ def test_an_adapter_alone_is_no_model(hf: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hf holds an adapter, not a model: name the weights .* with --adapter .*hf"):
         detect(hf)
     manifest.write(hf, "weights", {})  # as a run publishes one
-    assert describe(hf).startswith(f"weights {hf}\n")
+    said = describe(hf)
+    assert said.startswith(f"weights {hf}\n") and "r is None, expected a number above 0" in said
 
 
 def test_weights_one_folder_deeper_are_named(hf: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ class Browser:
     """A Chromium of its own, with a profile of its own."""
 
     def __init__(self, profile: Path):
-        assert PROGRAM
+        assert PROGRAM, "Chromium is not installed: apt-get install chromium"
         ours, theirs = os.pipe(), os.pipe()
         # Chromium reads from descriptor 3 and writes to 4: high numbers first, so that none of ours is in the way.
         reads, writes = (fcntl.fcntl(number, fcntl.F_DUPFD, 20) for number in (ours[0], theirs[1]))

@@ -7,14 +7,14 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from browser import LAPTOP, PHONE, PROGRAM, Browser
+from browser import LAPTOP, PHONE, Browser
 
 from llmpipe.report.page import report
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
 from report_project import evaluate, export, make_run
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed: apt-get install chromium")
+pytestmark = pytest.mark.skipif("LLMPIPE_CLUSTER" not in os.environ, reason="a browser's pages: make test-cluster")
 SCREENS = Path(os.environ.get("LLMPIPE_SCREENSHOTS", "")) if "LLMPIPE_SCREENSHOTS" in os.environ else None
 """Where pictures of the pages are left to look at."""
 

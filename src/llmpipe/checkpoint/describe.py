@@ -32,7 +32,10 @@ def describe(directory: Path, tensors: bool = False, told: Told = NOTHING) -> st
         except UserError as error:
             rows["model"] = f"cannot be read: {error}"
     elif holds_adapter(directory):
-        rows |= _adapter_rows(directory)
+        try:
+            rows |= _adapter_rows(directory)
+        except UserError as error:  # the manifest can be shown all the same
+            rows["adapter"] = str(error)
     lines = [f"{found.kind} {directory}", *_lines(rows)]
     lines += ["", f"files, {sum(entry['bytes'] for entry in found.files.values()):,} bytes"]
     for name, entry in sorted(found.files.items()):
