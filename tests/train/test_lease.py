@@ -271,7 +271,7 @@ def test_one_that_stood_still_and_was_given_up_saves_nothing_when_it_wakes(
     assert second.returncode == 0, said
     assert "taking over from process" in said
     said = first.communicate()[1]
-    assert first.returncode == 1, said
+    assert first.returncode in (0, 1), said  # 0 where the other one had finished by then, see above
     assert "was taken over" in said and "without saving" in said
     assert_trained_alike(run, train_undisturbed(arguments, tmp_path / "undisturbed"))
     assert not (run / failure.NAME).exists() and not (run / lease.NAME).exists()
