@@ -26,6 +26,7 @@ from llmpipe.track.follower import followed
 from llmpipe.train import failure, first_node, lease, leftovers
 from llmpipe.train.job import Job
 from llmpipe.train.origin import with_origin
+from llmpipe.train.run_folder import is_finished
 from llmpipe.train.supervise import StopRequest, supervise_srun, supervise_torchrun
 from llmpipe.train.system import watched
 
@@ -91,40 +92,47 @@ def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -
             return 0
         return _outcome(job, place, _run_ranks(job, place, log_file, StopRequest(job.run, token), wait_seconds))
     with lease.hold(job.run, wait_seconds) as token:
-        job = job.with_inputs()
-        if job.is_finished():
-            log.info("%s: this training is finished", job.run)
+        try:
+            return _train(job, place, log_file, wait_seconds, token)
+        except UserError as error:
+            if lease.held(job.run, token) or not is_finished(job.run):
+                raise
+            # Snakemake would remove, after a failure, what the one who took the run over has published.
+            log.warning("%s; what another one has trained is there, finished", error)
             return 0
-        # of another training into this folder, of an earlier stop or failure
-        for left in ("run.json", "stop", failure.NAME):
-            (job.run / left).unlink(missing_ok=True)
-        leftovers.set_aside(job)
-        job = with_origin(job)
-        job.write()
-        live = followed(job.run, place.track_uri, place.track_experiment, job.layout)
-        with live:
-            stop = StopRequest(job.run, token, place.exit_after_minutes)
-            code = _run_ranks(job, place, log_file, stop, wait_seconds)
-        if not lease.held(job.run, token):
-            return _taken_over(job)
-        return _outcome(job, place, code)
 
 
-def _taken_over(job: Job) -> int:
-    """0 if who took the run over has finished it: after a failure Snakemake would remove what was published there."""
-    if not job.is_finished():
-        raise UserError(lease.lost(job.run))
-    log.warning("%s, which is finished now", lease.lost(job.run))
-    return 0
+def _train(job: Job, place: Place, log_file: Path | None, wait_seconds: float, token: str) -> int:
+    """Train with the run folder's lease; returns the exit status."""
+    job = job.with_inputs()
+    if job.is_finished():
+        log.info("%s: this training is finished", job.run)
+        return 0
+    lease.check(job.run, token)  # hashing takes a while, in which this machine may have stood still
+    # of another training into this folder, of an earlier stop or failure
+    for left in ("run.json", "stop", failure.NAME):
+        (job.run / left).unlink(missing_ok=True)
+    leftovers.set_aside(job)
+    job = with_origin(job)
+    job.write()
+    with followed(job.run, place.track_uri, place.track_experiment, job.layout):
+        stop = StopRequest(job.run, token, place.exit_after_minutes)
+        code = _run_ranks(job, place, log_file, stop, wait_seconds)
+    lease.check(job.run, token)
+    return _outcome(job, place, code)
 
 
 def _outcome(job: Job, place: Place, code: int) -> int:
     """The exit status, from that of srun or torchrun; UserError, saying what to do, if the training failed."""
     run = job.run
+    if is_finished(run):
+        if code:  # after a failure Snakemake would remove it
+            log.warning("%s is trained and published; its processes ended with status %s afterwards", run, code)
+        return 0
     if code or failure.has_to_end(run):
         said = failure.digest(run, job.layout.nodes)
         raise UserError(f"training failed {said}; see {run / 'log.txt'}; {_resumes_from(job, place)}")
-    return 0 if (run / "run.json").exists() else STOPPED
+    return STOPPED
 
 
 def _resumes_from(job: Job, place: Place) -> str:

@@ -71,6 +71,20 @@ def test_one_message_says_who_where_when_and_what_to_run(job: Job, monkeypatch: 
     assert f"goes on from {job.checkpoints / 'step-00000007'}: llmpipe finetune 'a recipe.yaml' --tp 2" in said
 
 
+def test_what_ends_badly_after_it_has_published_is_no_failure(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A driver that crashes at the end of a process, say."""
+
+    def publish_and_crash(*_: object) -> int:
+        run_ranks(loop.train, 1, job)
+        return 1
+
+    monkeypatch.setattr(launch, "supervise_torchrun", publish_and_crash)
+    assert launch.launch(job, launch.Place(), None, 0) == 0
+    assert "is trained and published; its processes ended with status 1" in caplog.text
+
+
 @pytest.fixture
 def same_signals() -> Iterator[None]:
     """A launcher's handlers end with the test."""

@@ -201,12 +201,12 @@ def test_who_has_lost_it_removes_and_tells_nothing(tmp_path: Path, monkeypatch: 
     assert lease.read(tmp_path)[0] == ELSEWHERE
 
 
-def lose_it(job: Job, others_steps: int) -> int:
+def lose_it(job: Job, other: Job) -> int:
     """What the launcher does whose machine stood still while another one trained: exit status 1 of its ranks."""
 
     def stand_still(*_: object) -> int:
         write(job.run, ELSEWHERE)
-        run_job(replace(job, exit_at_step=others_steps))
+        run_job(other)
         return 1
 
     with pytest.MonkeyPatch.context() as patch:
@@ -214,19 +214,38 @@ def lose_it(job: Job, others_steps: int) -> int:
         return launch.launch(job, launch.Place(), None, 0)
 
 
-def test_who_wakes_when_another_has_finished_the_training_ends_well(
-    checkpoint: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("lr", [RECIPE.lr, 1e-2], ids=["the same", "of another recipe"])
+def test_who_wakes_when_another_has_finished_a_training_ends_well(
+    lr: float, checkpoint: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Snakemake removes the outputs of a job that fails, and they are the other's."""
     job = make_job(checkpoint, dataset, tmp_path / "run", replace(RECIPE, steps=2))
-    assert lose_it(job, others_steps=2) == 0
-    assert job.is_finished() and "was taken over by process" in caplog.text
+    other = replace(job, recipe=replace(job.recipe, lr=lr))
+    assert lose_it(job, other) == 0
+    assert other.is_finished() and "was taken over by process" in caplog.text
+
+
+def test_who_wakes_while_it_hashes_its_inputs_removes_nothing(
+    checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", replace(RECIPE, steps=2))
+    other = replace(job, recipe=replace(job.recipe, lr=1e-2))
+
+    def stand_still(self: Job) -> Job:
+        monkeypatch.undo()
+        write(job.run, ELSEWHERE)
+        run_job(other)
+        return self.with_inputs()
+
+    monkeypatch.setattr(Job, "with_inputs", stand_still)
+    assert launch.launch(job, launch.Place(), None, 0) == 0
+    assert other.is_finished()
 
 
 def test_who_wakes_while_another_trains_fails(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
     job = make_job(checkpoint, dataset, tmp_path / "run", replace(RECIPE, steps=2))
     with pytest.raises(UserError, match=r"was taken over by process .* ends without saving"):
-        lose_it(job, others_steps=1)
+        lose_it(job, replace(job, exit_at_step=1))
     assert lease.read(job.run)[0] == ELSEWHERE
 
 
