@@ -78,6 +78,7 @@ def test_any_layout(kind: str, tp: int, stages: list[list[range]], tmp_path: Pat
         ({"qk_norm": True}, {"qk_layernorm": True}, {"family": "qwen3", "qk_norm": True}),
         ({"head_dim": 12}, {}, {"head_dim": 12}),
         ({}, {"window_size": (15, 0)}, {"family": "mistral", "window": 16}),
+        ({}, {"window_size": (-1, 0)}, {}),
         ({}, {"rotary_seq_len_interpolation_factor": 4}, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
         (
             {},
@@ -87,7 +88,7 @@ def test_any_layout(kind: str, tp: int, stages: list[list[range]], tmp_path: Pat
         ),
         ({"kv_heads": 4}, {"group_query_attention": False, "num_query_groups": 1}, {"num_kv_heads": 4}),
     ],
-    ids=["tied", "qkv bias", "q and k norms", "wide heads", "window", "linear", "llama3", "no groups"],
+    ids=["tied", "qkv bias", "q and k norms", "wide heads", "window", "no window", "linear", "llama3", "no groups"],
 )  # fmt: skip
 def test_what_the_args_say(model: dict[str, Any], args: dict[str, Any], fields: dict[str, Any], tmp_path: Path) -> None:
     root, tensors = directory(tmp_path, args=args, **model)
@@ -195,6 +196,22 @@ def test_a_theta_that_was_told_is_checked(tmp_path: Path) -> None:
     root, _ = directory(tmp_path, args={"rotary_base": 5000})
     with pytest.raises(UserError, match=r"rope_theta is 5000\.0, expected 23000\.0"):
         MegatronSource(root, SHAPE)
+
+
+def test_a_window_that_the_args_do_not_know_comes_from_the_shape(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of 2024 have no window_size; docs/proof has what its own loader makes of a Mistral."""
+    root, tensors = directory(tmp_path)
+    assert MegatronSource(root).shape == SHAPE
+    assert "does not say window: none taken; with --shape, what that says" in caplog.text
+    windowed = replace(SHAPE, family="mistral", window=16)
+    found = MegatronSource(root, windowed)
+    assert found.shape == windowed
+    assert_holds(found, tensors)
+    said, _ = directory(tmp_path / "said", args={"window_size": None})
+    with pytest.raises(UserError, match="window is None, expected 16"):
+        MegatronSource(said, windowed)
 
 
 def test_what_args_leave_open_comes_from_the_shape(tmp_path: Path) -> None:

@@ -87,16 +87,23 @@ def _switches(given: dict[str, Any]) -> dict[str, Any]:
     """What is there or not; an argument that is missing is older than the switch."""
     if not given:
         return {}
-    window = given.get("window_size")
     biases = bool(given["add_bias_linear"]) if "add_bias_linear" in given else None
     linear = {"qkv_bias": biases or bool(given.get("add_qkv_bias")), "output_bias": biases, "mlp_bias": biases}
     return (linear if biases is not None else {}) | {
         "qk_norm": bool(given.get("qk_layernorm")),
         "tie_embeddings": not given.get("untie_embeddings_and_output_weights", False),
-        "window": window[0] + 1 if window else None,  # so many before a token, and itself
         "layernorm_1p": bool(given.get("apply_layernorm_1p")),
         "interleaved": bool(given.get("rotary_interleaved")),
+        **_window(given),
     }
+
+
+def _window(given: dict[str, Any]) -> dict[str, Any]:
+    """Nothing where the args know no window, as in 2024: the loader of Llama and Mistral loses it without a word."""
+    if "window_size" not in given:
+        return {}
+    size = given["window_size"]  # so many before a token, beside itself; -1: all
+    return {"window": size[0] + 1 if size and size[0] >= 0 else None}
 
 
 def _rope(given: dict[str, Any]) -> dict[str, Any]:
