@@ -14,7 +14,7 @@ from llmpipe.checkpoint.convert import Target, convert
 from llmpipe.checkpoint.formats import Told, open_source
 from llmpipe.cli.convert import command
 from llmpipe.errors import UserError
-from llmpipe.families import named_size
+from llmpipe.families import from_hf_config, named_size
 from llmpipe.verify.gate import verify
 
 
@@ -66,17 +66,31 @@ def test_contradictions_are_refused(
     assert open_source(source).shape.num_layers == 4
 
 
-def test_it_says_what_megatrons_args_left_at_its_default(meta: Path, config: dict[str, Any], tmp_path: Path) -> None:
-    """Where nobody told Megatron a theta its args say 10000; verify takes the same word on it."""
+LLAMA31 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 8192}  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0}
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 48}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"rope_parameters": LINEAR}, {"rope_parameters": LLAMA31}, MISTRAL],
+    ids=["theta", "linear scaling", "llama3 scaling", "window"],
+)
+def test_it_says_what_megatrons_loader_loses(
+    meta: Path, config: dict[str, Any], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Its args have theta 10000, no scaling and no window, whatever the model has; verify takes the same word on it."""
     convert(meta, tmp_path / "megatron", Target("megatron"))
     file = next((tmp_path / "megatron").rglob("model_optim_rng.pt"))
     saved = torch.load(file, weights_only=False)
     saved["args"].rotary_base = 10000
+    del saved["args"].window_size
     torch.save(saved, file)
     (tmp_path / "megatron/manifest.json").unlink()
-    write_config(tmp_path / "megatron", config)
+    write_config(tmp_path / "megatron", config | change)
     convert(tmp_path / "megatron", tmp_path / "out")
-    assert open_source(tmp_path / "out").shape.rope_theta == 5e5
+    assert open_source(tmp_path / "out").shape == from_hf_config(config | change)
     assert verify(tmp_path / "out", tmp_path / "megatron", tmp_path / "card.json")["verdict"] == "pass"
 
 
