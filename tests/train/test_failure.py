@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,19 @@ def test_it_is_asked_to_stop_by_the_clock_or_a_signal(
         monkeypatch.setattr(supervise, "die_with_parent", lambda _: os.kill(os.getppid(), signal.SIGTERM))
     assert launch.launch(job, launch.Place(exit_after_minutes=minutes), None, 0) == 75
     assert failed == [job.run / "stop"]
+
+
+@pytest.mark.usefixtures("same_signals")
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_hangup_that_nohup_has_ignored_stops_nothing(ignored: bool, tmp_path: Path) -> None:
+    if ignored:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = supervise.StopRequest(tmp_path, "token")
+    with supervise.interruptible(), pytest.raises(KeyboardInterrupt) if not ignored else nullcontext():
+        os.kill(os.getpid(), signal.SIGHUP)
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.is_signalled is not ignored
 
 
 def hang_in_step_2(job: Job) -> None:

@@ -16,6 +16,7 @@ import pytest
 from jobs import RECIPE, make_job, run_job
 
 from finetune_command import (
+    LLMPIPE,
     assert_trained_alike,
     finetune_arguments,
     processes_of,
@@ -247,6 +248,22 @@ def test_who_wakes_while_another_trains_fails(checkpoint: Path, dataset: Path, t
     with pytest.raises(UserError, match=r"was taken over by process .* ends without saving"):
         lose_it(job, replace(job, exit_at_step=1))
     assert lease.read(job.run)[0] == ELSEWHERE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "TERM"])
+def test_one_that_waits_can_be_stopped(number: signal.Signals, checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    arguments = finetune_arguments(checkpoint, dataset, tmp_path)
+    (tmp_path / "run").mkdir()
+    holder = replace(HERE, pid=os.getpid(), started=started(os.getpid()))
+    write(tmp_path / "run", holder)
+    waiting = subprocess.Popen([*LLMPIPE, *arguments], stderr=subprocess.PIPE, text=True)
+    assert waiting.stderr
+    while "is being trained by" not in (line := waiting.stderr.readline()):
+        assert line, "it ended"
+    waiting.send_signal(number)
+    said = waiting.communicate()[1]
+    assert waiting.returncode == 75 and "before there was anything to save" in said, said
+    assert lease.read(tmp_path / "run")[0] == holder
 
 
 ON_MACHINE = """

@@ -1,5 +1,6 @@
 """llmpipe finetune: train, and be the launcher of the training."""
 
+import logging
 import os
 import sys
 from dataclasses import fields
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from llmpipe.train.job import Job
 
 _COUNT, _MINUTES, _POSITIVE = click.IntRange(min=0), click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
+log = logging.getLogger(__name__)
 
 
 @click.command("finetune")
@@ -86,19 +88,37 @@ def command(ctx: click.Context, dry_run: bool, wait: float, **given: Any) -> Non
           --data results/models/tiny_llama/corpora/tiny_llama --output scratch/run \\
           --tp 2 --pp 2 --gpus-per-node 4 --micro-batch 8 --device cpu
     """
-    from llmpipe.launch import launch
+    from llmpipe.launch import STOPPED, launch
+    from llmpipe.train.supervise import interruptible
+
+    try:
+        with interruptible():
+            job = _checked_job(dry_run, given)
+            if dry_run:
+                _tell(job)
+                return
+            ctx.exit(launch(job, _place(given), ctx.meta[LOG_FILE], wait))
+    except KeyboardInterrupt:
+        log.warning("stopped as asked, before there was anything to save")
+        ctx.exit(STOPPED)
+
+
+def _checked_job(dry_run: bool, given: dict[str, Any]) -> "Job":
+    """What is to be trained; UserError for what cannot work."""
     from llmpipe.train.preflight import preflight
     from llmpipe.verify.card import require_card
 
     job = _job(**given)
     preflight(job, dry_run)
     require_card(Path(job.model))
-    if dry_run:
-        from llmpipe.train.dry_run import told
+    return job
 
-        click.echo(told(job, colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
-        return
-    ctx.exit(launch(job, _place(given), ctx.meta[LOG_FILE], wait))
+
+def _tell(job: "Job") -> None:
+    """Of a dry run."""
+    from llmpipe.train.dry_run import told
+
+    click.echo(told(job, colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
 
 
 def _job(

@@ -5,7 +5,8 @@ import math
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 IDLE_SECONDS = 20.0
 """Without a rank, after which torchrun waits for something; ranks that end, and are started again, take less."""
 log = logging.getLogger(__name__)
+
+
+def heard() -> list[signal.Signals]:
+    """SIGNALS, but for a SIGHUP that is ignored here: that is what nohup is for."""
+    return [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block, as long as there are no ranks that could save, each of the signals is a KeyboardInterrupt."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
@@ -32,7 +49,7 @@ class StopRequest:
 
     def listen(self) -> None:
         """Take the signals from now on."""
-        for number in SIGNALS:
+        for number in heard():
             signal.signal(number, self._note)
 
     def _note(self, *_: Any) -> None:
