@@ -31,6 +31,8 @@ from transformers import AutoConfig
 from llmpipe.checkpoint.convert import Target, convert, merge
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.errors import UserError
+from llmpipe.verify import gate
+from llmpipe.verify.compare import probe
 from llmpipe.verify.gate import verify
 from llmpipe.verify.hf import HfModel
 from llmpipe.verify.ours import OurModel
@@ -148,6 +150,17 @@ def test_casts_into_other_formats_are_torch_s(name: str, tmp_path: Path) -> None
     again = load_file(back(made, tmp_path / "there", tmp_path / "again") / "model.safetensors")
     assert all(same_bits(again[key], tensor.to(torch.bfloat16)) for key, tensor in made.tensors.items())
     assert verify(tmp_path / "there", made.checkpoint)["verdict"] == "pass"
+
+
+def test_long_positions_are_looked_at_where_no_side_is_hugging_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as Llama 3.1's scaling stretches them; neither side says the longest sequence of 131072."""
+    made, asked = make("llama 3.1", tmp_path), []
+    convert(there(made, "meta 2", tmp_path / "meta"), tmp_path / "mcore", FORMATS["mcore 2x2"])
+    monkeypatch.setattr(gate, "probe", lambda vocab, longest: asked.append(longest) or probe(vocab, longest))
+    assert verify(tmp_path / "mcore", tmp_path / "meta")["verdict"] == "pass"
+    assert asked == [8 * 8192]
 
 
 def test_the_models_have_no_two_tensors_alike() -> None:

@@ -176,8 +176,7 @@ def _forward(candidate: Reference | Cut, source: Reference, subject: Path) -> Fi
     """Both forwards on the probe; transformers is not compared with itself: a source of its own meets our decoder."""
     known = (side.hyper_parameters().get("vocabulary") for side in (source, candidate))
     vocab = int(min(float(rows) for rows in known if rows is not None))
-    longest = next((side.longest_text for side in (candidate, source) if isinstance(side, HfModel | Cut)), LONGEST)
-    tokens, positions = probe(vocab, longest)
+    tokens, positions = probe(vocab, _longest_text(candidate, source))
     try:
         runner: Side = candidate
         if isinstance(source, HfModel) and isinstance(candidate, HfModel):
@@ -188,6 +187,17 @@ def _forward(candidate: Reference | Cut, source: Reference, subject: Path) -> Fi
         return [at_most("largest logit difference", None, LOGIT_LIMIT, str(error))], None
     trace = stream(source, runner, tokens, positions)
     return numeric_checks(trace, tokens), trace.first_difference
+
+
+def _longest_text(candidate: Reference | Cut, source: Reference) -> int:
+    """How many positions the model is made for, those of its rope scaling too, as far as a side says it."""
+    for side in (candidate, source):
+        if isinstance(side, HfModel | Cut):
+            return side.longest_text
+    said = source.hyper_parameters() | candidate.hyper_parameters()
+    positions = float(said.get("longest sequence", LONGEST))
+    original = float(said.get("rope original_max_position_embeddings", positions))
+    return int(max(positions, float(said.get("rope factor", 1)) * original))
 
 
 def open_reference(
