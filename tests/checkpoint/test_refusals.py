@@ -208,7 +208,7 @@ def test_a_405b_is_planned_from_its_headers(tmp_path: Path) -> None:
         assert "1137 tensors, 405,853,388,800 parameters" in lines[0], name
         written = int(re.findall(r"disk: ([\d,]+) bytes needed", lines[-2])[0].replace(",", ""))
         assert size <= written < 1.001 * size  # norms on every rank, padded rows
-        assert re.fullmatch(r"time: about 81\d s at 1 GB/s", lines[-1])
+        assert re.fullmatch(r"time: about 2,0[23]\d s at 0\.4 GB/s", lines[-1])
     routes = [line for line in plans["meta"] if "layers.125.self_attn.q_proj" in line]
     assert len(routes) == 1 and routes[0].count("consolidated.0") == 8
     assert not output.exists()

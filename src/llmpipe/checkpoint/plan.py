@@ -9,8 +9,8 @@ from llmpipe.checkpoint.mover import Filled
 from llmpipe.checkpoint.source import TensorSource
 from llmpipe.families import FAMILIES, Shape
 
-# Measured in docs/numbers/conversion.md, SHA-256 of everything included: a fast disk, two cores.
-BYTES_PER_SECOND = 1e9
+# Measured in docs/numbers/conversion.md: 13.5 GB with SHA-256 of everything, a virtual disk, two cores.
+BYTES_PER_SECOND = 0.4e9
 
 
 Planned = dict[str, list[Filled]]
