@@ -91,7 +91,7 @@ def test_the_workflow_imports_look_ups_only() -> None:
     assert found.pop("common.smk") == {
         "llmpipe import launch",
         "llmpipe.errors import UserError",
-        "llmpipe.project import configs, inputs, options, outputs",
+        "llmpipe.project import configs, inputs, needs, options, outputs",
     }
     assert not any(found.values()), f"look-ups stand in common.smk: {found}"
 
@@ -111,7 +111,7 @@ HEAVY = {"torch", "transformers", "sentencepiece", "mlflow", "numpy", "safetenso
 
 
 def test_what_the_workflow_imports_is_light() -> None:
-    assert not loaded_after("from llmpipe import launch; from llmpipe.project import inputs, options") & HEAVY
+    assert not loaded_after("from llmpipe import launch; from llmpipe.project import inputs, needs, options") & HEAVY
 
 
 def test_help_of_every_command_is_light() -> None:

@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 from click.testing import CliRunner
-from snakemake_help import commands, job_counts
+from snakemake_help import commands, job_counts, resources_of
 from standins import PARAMS, meta_weights
 
 from llmpipe.cli import group
@@ -21,6 +21,12 @@ Snakemake = Callable[..., CompletedProcess[str]]
 STAGES = ("convert", "verify", "tokenize", "shard", "verify_shards", "finetune", "track_finetune")
 ONE_NODE = "mpi=, nodes=1, tasks=1, tasks_per_gpu=0, gpu=8, slurm_extra=--gpus-per-node=8 --signal=TERM@120\n"
 FOUR_NODES = "mpi=srun, nodes=4, tasks=4, tasks_per_gpu=0, gpu=32, slurm_extra=--gpus-per-node=8 --signal=TERM@120\n"
+
+MEGABYTES_AND_MINUTES = {
+    "llama2_7b": (225728, 6429, 39),
+    "llama2_13b": (376384, 7807, 48),
+    "llama2_70b": (477864, 14268, 122),
+}
 
 
 @pytest.mark.usefixtures("inputs")
@@ -42,6 +48,13 @@ def test_slurm_dry_run_prints_the_right_jobs(model: str, layout: str, resources:
     assert f" {layout} --micro-batch 1 --device cuda " in finetune
     assert " --threads 64 " in finetune
     assert resources in done.stdout
+    asked = resources_of(done.stdout)
+    assert [rule for rule, told in asked.items() if re.search("gpu=[1-9]", told)] == ["finetune"]
+    # In closed form in tests/test_needs.py. A training goes on in the next job, so its time is the profile's.
+    finetune_memory, verify_memory, minutes = MEGABYTES_AND_MINUTES[model]
+    assert f" mem_mb={finetune_memory}, " in f" {asked['finetune']}" and "runtime=1440, " in asked["finetune"]
+    assert f" mem_mb={verify_memory}, " in f" {asked['verify']}" and f" runtime={minutes}" in asked["verify"]
+    assert all("mem_mb=" in asked[rule] and "runtime=" in asked[rule] for rule in STAGES[:-1])
 
 
 @pytest.mark.usefixtures("inputs")

@@ -25,6 +25,9 @@ rule convert:
         "logs/convert/{model}.log",
     benchmark:
         "logs/convert/{model}.benchmark.tsv"
+    resources:
+        mem_mb=needs.PROCESS,
+        runtime=by("model", needs.convert_minutes),
     params:
         options=by("model", options.convert_options),
     shell:
@@ -49,6 +52,9 @@ rule verify:
     benchmark:
         "logs/verify/{model}.benchmark.tsv"
     threads: 8
+    resources:
+        mem_mb=by("model", needs.verify_memory),
+        runtime=by("model", needs.model_minutes),
     shell:
         "llmpipe verify {input.checkpoint} --reference {input.source} --output {output.card} --log {log}"
 
@@ -63,6 +69,9 @@ rule shard:
         "logs/shard/{model}.tp{tp}-pp{pp}.log",
     benchmark:
         "logs/shard/{model}.tp{tp}-pp{pp}.benchmark.tsv"
+    resources:
+        mem_mb=needs.PROCESS,
+        runtime=by("model", needs.model_minutes),
     params:
         stages=by("pp", options.stage_options),
     shell:
@@ -90,5 +99,8 @@ rule verify_shards:
     benchmark:
         "logs/verify/{model}.tp{tp}-pp{pp}.benchmark.tsv"
     threads: 8
+    resources:
+        mem_mb=by("model", needs.whole_memory),
+        runtime=by("model", needs.model_minutes),
     shell:
         "llmpipe verify {input.shards} --reference {input.checkpoint} --output {output.card} --log {log}"

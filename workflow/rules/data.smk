@@ -19,7 +19,10 @@ rule tokenize:
         "logs/tokenize/{model}.{corpus}.benchmark.tsv"
     wildcard_constraints:
         corpus=configs.one_of(WHOLE),
-    threads: 8
+    threads: needs.WORKERS
+    resources:
+        mem_mb=needs.TOKENIZE,
+        runtime=by("corpus", needs.tokenize_minutes),
     params:
         prefix=subpath(output.bin, strip_suffix=".bin"),
     shell:
@@ -57,7 +60,10 @@ rule tokenize_part:
         corpus=configs.one_of(PARTED),
         part="[0-9]+",
         parts="[0-9]+",
-    threads: 8
+    threads: needs.WORKERS
+    resources:
+        mem_mb=needs.TOKENIZE,
+        runtime=by("corpus", needs.tokenize_minutes),
     params:
         prefix="results/models/{model}/corpora/{corpus}",
     shell:
@@ -97,6 +103,9 @@ rule merge_parts:
         "logs/tokenize/{model}.{corpus}.merge.benchmark.tsv"
     wildcard_constraints:
         corpus=configs.one_of(PARTED),
+    resources:
+        mem_mb=needs.PROCESS,
+        runtime=by("corpus", needs.merge_minutes),
     params:
         parts=by("model corpus", outputs.part_prefixes),
         prefix=subpath(output.bin, strip_suffix=".bin"),

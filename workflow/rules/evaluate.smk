@@ -21,7 +21,9 @@ rule evaluate:
         "logs/evaluate/{run}.log",
     benchmark:
         "logs/evaluate/{run}.benchmark.tsv"
+    threads: by("run", options.evaluate_threads)
     resources:
+        mem_mb=by("run", needs.evaluate_memory),
         nodes=1,
         gpu=by("run", options.evaluate_gpus),
     params:
@@ -44,5 +46,8 @@ rule export:
     benchmark:
         "logs/export/{run}.benchmark.tsv"
     threads: 8
+    resources:
+        mem_mb=by("run", needs.export_memory),
+        runtime=by("run", needs.export_minutes),
     shell:
         "llmpipe export results/runs/{wildcards.run} --output {output} --log {log}"

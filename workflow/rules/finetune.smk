@@ -20,7 +20,9 @@ rule finetune:
     threads: by("run", training, "threads")
     resources:
         # One launcher a node, which starts that node's ranks: see llmpipe.launch.resources. `gpu` is the total: on one
-        # machine `--resources gpu=8` counts it, so that two trainings do not meet on a GPU.
+        # machine `--resources gpu=8` counts it, so that two trainings do not meet on a GPU. How long a job may take is the
+        # profile's: a training goes on in the next one.
+        mem_mb=by("run", needs.finetune_memory),
         mpi=by("run", training, "mpi"),
         nodes=by("run", training, "nodes"),
         tasks=by("run", training, "tasks"),

@@ -57,6 +57,11 @@ def evaluate_gpus(run_name: str) -> int:
     return placed.tp if placed.device == "cuda" else 0
 
 
+def evaluate_threads(run_name: str) -> int:
+    """CPU threads of it: eight a GPU."""
+    return 8 * evaluate_gpus(run_name) or 1
+
+
 def track_environment(project: Project) -> dict[str, str]:
     """The same in MLflow's own variables, for `llmpipe finetune`: among a rule's params they would train again."""
     return {"MLFLOW_TRACKING_URI": project.tracking.uri, "MLFLOW_EXPERIMENT_NAME": project.tracking.experiment}
