@@ -101,13 +101,14 @@ def read_run(folder: Path, name: str) -> Run:
             f"{folder} is no run's folder: it has neither run.json nor job.json, which finetune writes{hint};"
             " name a folder of results/runs"
         )
-    record, finished = read_record(folder), is_finished(folder)
+    finished = is_finished(folder)
+    record = read_record(folder, finished)
     if unsaid := [key for key in NEEDED if key not in record]:
         raise UserError(
             f"{folder}/{'run' if finished else 'job'}.json says nothing of {', '.join(unsaid)}: another version of"
             " llmpipe wrote it, or something else; run finetune again"
         )
-    return Run(folder=folder, name=name, record=record, finished=finished, curves=read_metrics(folder))
+    return Run(folder=folder, name=name, record=record, finished=finished, curves=read_metrics(folder, finished))
 
 
 def _read_if_there(path: Path) -> dict[str, Any] | None:

@@ -47,7 +47,8 @@ def subjects(results: Path) -> list[Subject]:
 
 def read_run(folder: Path) -> Subject:
     """A training, finished or under way, with its stages before and after."""
-    finished, record = is_finished(folder), read_record(folder)
+    finished = is_finished(folder)
+    record = read_record(folder, finished)
     digest, params = _weights_digest(folder, record) if finished else "", _params(record)
     origin = record.get("origin") or {}
     identity = origin.get("training") or digest_of("run", folder.name, digest, sorted(params.items()))
@@ -163,7 +164,7 @@ def _datasets(record: dict[str, Any]) -> list[Dataset]:
 
 def _curves(folder: Path, record: dict[str, Any], finished: bool) -> list[Curves]:
     """Of the steps, and of each node; all lines of a file that is not there come later."""
-    metrics = metrics_file(folder)
+    metrics = metrics_file(folder, finished)
     steps = [Curves(path=metrics, done_tag="llmpipe.steps", growing=not finished)] if metrics.is_file() else []
     nodes = sorted(folder.glob("system/*.jsonl"))
     alone = (record.get("layout") or {}).get("nodes", 1) == 1

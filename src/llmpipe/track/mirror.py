@@ -85,7 +85,7 @@ def _told(results: Path, uri: str, work: Callable[[], T]) -> T:
 
 
 def _plot(subject: Subject, folder: Path) -> Path | None:
-    lines = read_metrics(subject.folder) if is_finished(subject.folder) else []
+    lines = read_metrics(subject.folder, True) if is_finished(subject.folder) else []
     if not lines:
         return None
     plot_loss(lines, f"{subject.name}: training loss", folder / "loss.svg")

@@ -8,12 +8,13 @@ from llmpipe.train.run_folder import is_finished, read_metrics, read_record
 
 def describe(run: Path) -> str:
     """The run's model, data, recipe and layout, how far it is, and what it has published."""
-    told = read_record(run)
+    finished = is_finished(run)
+    told = read_record(run, finished)
     rows = {"model": _model(told["model"]), "data": _data(told["data"]), "layout": _pairs(told["layout"])}
     rows |= {"recipe": _pairs(told["recipe"]), "split": ", ".join(f"{share:g}" for share in told["split"])}
-    rows["state"] = f"{told['exit_reason']}, {told['seconds']} s" if is_finished(run) else "not finished"
-    rows |= _progress(read_metrics(run), told["recipe"]["steps"])
-    if is_finished(run):
+    rows["state"] = f"{told['exit_reason']}, {told['seconds']} s" if finished else "not finished"
+    rows |= _progress(read_metrics(run, finished), told["recipe"]["steps"])
+    if finished:
         rows["weights"] = f"{told['weights_digest']} (llmpipe {told['llmpipe']}, torch {told['torch']})"
     saved = sorted(path.parent.name for path in run.glob("checkpoints/*/step-*/manifest.json"))
     rows["checkpoints"] = ", ".join(saved) or "none"

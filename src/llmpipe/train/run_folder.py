@@ -1,4 +1,7 @@
-"""A run's folder, finished or still training, as the stages after it read it."""
+"""A run's folder, finished or still training, as the stages after it read it.
+
+A reader asks once whether it is finished, for a training may publish between two looks.
+"""
 
 import json
 from pathlib import Path
@@ -22,21 +25,21 @@ def is_finished(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path, finished: bool) -> dict[str, Any]:
     """run.json; of a run that is not finished what job.json says, in the same form. UserError for damaged ones."""
-    return read_json(folder / "run.json", MAKE_AGAIN) if is_finished(folder) else of_job(read_job(folder / "job.json"))
+    return read_json(folder / "run.json", MAKE_AGAIN) if finished else of_job(read_job(folder / "job.json"))
 
 
-def metrics_file(folder: Path) -> Path:
+def metrics_file(folder: Path, finished: bool) -> Path:
     """A line for each step: metrics.jsonl of a finished run, else live.jsonl, which may not be there yet."""
-    return folder / ("metrics.jsonl" if is_finished(folder) else "live.jsonl")
+    return folder / ("metrics.jsonl" if finished else "live.jsonl")
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path, finished: bool) -> list[dict[str, Any]]:
     """The lines of `metrics_file`; UserError for a damaged one. The last one of a live file may be half written."""
-    path = metrics_file(folder)
+    path = metrics_file(folder, finished)
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    if lines and not is_finished(folder) and not lines[-1].endswith("\n"):
+    if lines and not finished and not lines[-1].endswith("\n"):
         lines.pop()
     return [_step(path, number, line) for number, line in enumerate(lines, 1)]
 
