@@ -6,13 +6,10 @@ import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
-from snakemake_executor_plugin_slurm.submit_string import get_submit_command
-from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from finetune_command import (
     LLMPIPE,
@@ -24,43 +21,30 @@ from finetune_command import (
 )
 from llmpipe.cli import group
 from llmpipe.errors import UserError
-from llmpipe.launch import resources
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe
 from llmpipe.train.job import Job
 from llmpipe.train.loop import train
+from slurm_plugin import sbatch_line
 
 TWO_NODES = ["--nodes", "2", "--dp", "2", "--master"]
 
 
-class Resources(dict):
-    """As the plugin reads a job's resources: by key and by attribute."""
-
-    __getattr__ = dict.__getitem__
-
-
-def submitted(layout: Layout) -> str:
-    """The sbatch line that the Slurm plugin itself makes of our resources."""
-    job = SimpleNamespace(resources=Resources(resources(layout), mem_mb=1000), threads=16, name="finetune")
-    params = {"run_uuid": "u", "slurm_logfile": "l", "comment_str": "c", "account": "", "partition": "", "workdir": ""}
-    return get_submit_command(job, params) + set_gres_string(job)
-
-
 def test_one_node_is_one_task_with_its_gpus() -> None:
-    line = submitted(Layout(nodes=1, gpus_per_node=8))
+    line = sbatch_line(Layout(nodes=1, gpus_per_node=8))
     assert "--nodes=1" in line and "--gpus=8" in line and "--gpus-per-node=8" in line and "--cpus-per-task=16" in line
     assert "--ntasks-per-gpu" not in line and "--signal=TERM@120" in line
 
 
 def test_four_nodes_have_one_launcher_each() -> None:
-    line = submitted(Layout(nodes=4, gpus_per_node=8, tp=8, pp=4))
+    line = sbatch_line(Layout(nodes=4, gpus_per_node=8, tp=8, pp=4))
     assert "--nodes=4" in line and "--ntasks=4" in line and "--gpus=32" in line and "--gpus-per-node=8" in line
     assert "--ntasks-per-gpu" not in line
 
 
 def test_cpu_processes_ask_for_no_gpu() -> None:
-    assert "gpu" not in submitted(Layout(gpus_per_node=4, device="cpu"))
+    assert "gpu" not in sbatch_line(Layout(gpus_per_node=4, device="cpu"))
 
 
 @pytest.fixture

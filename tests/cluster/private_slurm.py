@@ -21,6 +21,7 @@ from tempfile import mkdtemp
 
 NODES = [f"node{number}" for number in range(1, 5)]
 CLIENTS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
+GPUS = 8  # of each node: devices that do nothing
 LONGEST_FOLDER = 85  # a socket's path has 107 bytes
 SLOTS, PORTS, JOB_IDS = 250, 16, 50  # clusters on one machine, each with so many ports and job ids of its own
 
@@ -62,10 +63,12 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
 # Jobs of the partition urgent take the nodes of those in main, which are told to end, and killed ten minutes later.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=DEFAULT CPUs=16 Boards=1 SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=1000000
+NodeName=DEFAULT CPUs=16 Boards=1 SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=1000000 \
+    Gres=gpu:h100:{gpus} Feature=80gb
 {nodes}
 PartitionName=main Nodes=ALL Default=YES DefaultTime=30 DefMemPerCPU=2000 PriorityTier=1 GraceTime=600
 PartitionName=urgent Nodes=ALL DefaultTime=30 DefMemPerCPU=2000 PriorityTier=2 PreemptMode=OFF
@@ -138,12 +141,16 @@ class PrivateSlurm:
             for number, node in enumerate(NODES, 1)
         ]
         etc = self.folder / "etc"
-        own = {"host": _host(), "port": port, "first_job": 1 + slot * JOB_IDS, "user": getuser()}
+        own = {"host": _host(), "port": port, "first_job": 1 + slot * JOB_IDS, "user": getuser(), "gpus": GPUS}
         (etc / "slurm.conf").write_text(SLURM_CONF.format(folder=self.folder, nodes="\n".join(of_nodes), **own))
         (etc / "plugstack.conf").touch()  # else that of /etc is read
         # slurmd looks for a cgroup file system unless it is told not to.
         version = self.call("slurmd", "-V").split()[1]
         (etc / "cgroup.conf").write_text(f"CgroupPlugin={'cgroup/v1' if version < '24' else 'disabled'}\n")
+        (self.folder / "dev").mkdir()
+        for number in range(GPUS):
+            (self.folder / f"dev/gpu{number}").symlink_to("/dev/null")
+        (etc / "gres.conf").write_text(f"Name=gpu Type=h100 File={self.folder}/dev/gpu[0-{GPUS - 1}]\n")
         (etc / "munge.key").touch(mode=0o600)
         (etc / "munge.key").write_bytes(os.urandom(1024))
         self.set_epilog("")

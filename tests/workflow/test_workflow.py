@@ -58,6 +58,23 @@ def test_slurm_dry_run_prints_the_right_jobs(model: str, layout: str, resources:
 
 
 @pytest.mark.usefixtures("inputs")
+def test_the_profile_can_name_the_kind_of_gpu(project: Path, snakemake: Snakemake) -> None:
+    """By two lines of its comments, which Slurm wants to agree: tests/cluster/test_slurm_gpus.py."""
+    shipped = (project / "slurm/config.yaml").read_text()
+    profile, found = re.subn(r"(?m)^( +)# (gpu_model|slurm_extra): ", r"\1\2: ", shipped)
+    assert found == 3  # two of finetune, one of evaluate
+    (project / "slurm").unlink()
+    (project / "slurm").mkdir()
+    (project / "slurm/config.yaml").write_text(profile)
+    asked = resources_of(snakemake("--profile", "slurm", "-n", "evaluate_llama2_70b").stdout)
+    told = {rule: re.findall(r"\b(?:gpu|gpu_model|slurm_extra)=[^,]+", each) for rule, each in asked.items()}
+    kind = "--gpus-per-node=h100:8 --signal=TERM@120"
+    assert sorted(told.pop("finetune")) == ["gpu=32", "gpu_model=h100", f"slurm_extra={kind}"]
+    assert sorted(told.pop("evaluate")) == ["gpu=8", "gpu_model=h100"]
+    assert not any(told.values())
+
+
+@pytest.mark.usefixtures("inputs")
 def test_uneven_stages_reach_their_rank_files(project: Path, snakemake: Snakemake) -> None:
     run = project / "config/runs/llama2_7b.yaml"
     run.write_text(re.sub(r"(?m)^  pp: .*\n  pp_layers: .*", "  pp: 2\n  pp_layers: [15, 17]", run.read_text()))
