@@ -149,8 +149,8 @@ def page(right: list[Found], planted: list[Found], seconds: float) -> str:
     kinds, routes = {found.fault for found in planted}, len({found.route for found in planted})
     lines = [
         "# What verification finds, and what it lets pass", "",
-        "`benchmarks/planted_faults.py`. Tiny random models by transformers, fp32, of every family; the formats and",
-        "layouts are those of tests/matrix, the adapters those of tests/verify.", "",
+        "`benchmarks/planted_faults.py`. Tiny random models by transformers, of every family, in fp32, on one",
+        "route in bf16; formats and layouts are those of tests/matrix, the adapters those of tests/verify.", "",
         f"- correct conversions verified: {len(right)}; refused: {len(refused)}",
         f"- faults planted: {len(planted)} of {len(kinds)} kinds on {routes} routes; not found: {len(missed)}", "",
         "## Correct conversions", "", *correct_table(right), "",

@@ -304,6 +304,7 @@ FAULTS: dict[str, Fault] = {
     "rotary permute left out, q": lambda draft: draft.each("q_proj.weight", lambda x: neighbours(x, draft.heads)),
     "rotary permute left out, k": lambda draft: draft.each("k_proj.weight", lambda x: neighbours(x, draft.kv_heads)),
     "rotary permute doubled, q and k": lambda draft: _both(draft, halves),
+    "rotary permute doubled, q": lambda draft: draft.each("q_proj.weight", lambda x: halves(x, draft.heads)),
     "rotary permute doubled, k": lambda draft: draft.each("k_proj.weight", lambda x: halves(x, draft.kv_heads)),
     "rotary permute left out in one layer": lambda draft: draft.each(
         f"{LAYER}self_attn.q_proj.weight", lambda x: neighbours(x, draft.heads)),

@@ -14,6 +14,7 @@ from typing import Any
 import hf_faults
 import rank_faults
 import sentencepiece
+import torch
 from matrix_cells import FORMATS, RANKS
 from matrix_models import make_model
 from safetensors.torch import load_file, save_file
@@ -40,10 +41,12 @@ class Route:
     ranks: str | None = None
     """The subject is rank files."""
     tokenizer: bool = False
+    dtype: torch.dtype = torch.float32
 
 
 ROUTES = (
     Route("Meta → checkpoint", "llama 8/2", "meta 2", tokenizer=True),
+    Route("Meta, bf16 → checkpoint", "llama 8/2", "meta 2", dtype=torch.bfloat16),
     Route("Meta, Llama 3.2 → checkpoint", "llama 3.2", "meta 2"),
     Route("Megatron-LM core → checkpoint", "qwen3 untied", "mcore 2x2"),
     Route("Megatron-LM core, biases → checkpoint", "qwen2", "mcore 2x2"),
@@ -69,6 +72,7 @@ ROUTES = (
 
 NOT_KNOWN = {
     ("Meta → checkpoint", "longest sequence"): "params.json does not say it; the card says what it could not compare",
+    ("Meta, bf16 → checkpoint", "longest sequence"): "params.json does not say it",
     ("Meta, Llama 3.2 → checkpoint", "longest sequence"): "params.json does not say it",
     ("Meta, Llama 3.2 → checkpoint", "tied head stored as one of its own"): (
         "Meta's files hold a head of its own, equal to the embedding, and do not say that it is one with it"
@@ -106,7 +110,7 @@ def lay(route: Route, folder: Path) -> Laid:
     """Make a route's conversion."""
     source = folder / "source"
     changes = {"vocab_size": TOKENS} if route.tokenizer else {}
-    make_model(route.model, **changes).save_pretrained(source)
+    make_model(route.model, **changes).to(route.dtype).save_pretrained(source)
     if route.tokenizer:
         train_tokenizer(source)
     convert(source, folder / "checkpoint")
