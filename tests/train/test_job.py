@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,13 @@ import pytest
 
 from llmpipe import launch
 from llmpipe.checkpoint import manifest
+from llmpipe.data.dataset import manifest as dataset_manifest
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
+from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe, Schedule
 from llmpipe.train.job import Job, job_split, read_job
+from llmpipe.train.loop import train
 from llmpipe.train.preflight import check_steps
 from llmpipe.train.record import of_job
 
@@ -75,6 +79,36 @@ def test_a_model_whose_link_leads_elsewhere_is_refused(checkpoint: Path, tmp_pat
         UserError, match=f"is of checkpoint {digests[1]} now, and this training began with {digests[0]}"
     ):
         told.check_model()
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_dataset_that_is_written_anew_is_refused_unless_it_is_the_same(
+    has_manifest: bool, checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Ranks that start again would train on other tokens than those that the run's checkpoints are of."""
+    copy = tmp_path / "corpus"
+    for kind in (".bin", ".idx"):
+        shutil.copy(f"{dataset}{kind}", f"{copy}{kind}")
+    os.utime(f"{copy}.bin", (0, 0))
+    if has_manifest:
+        dataset_manifest.write(copy, {})
+    told = job(tmp_path / "run", model=str(checkpoint), data={str(copy): 1.0}).with_inputs()
+    tokens = Path(f"{copy}.bin")
+    before = tokens.read_bytes()
+    tokens.write_bytes(before)
+    told.check_data()
+    tokens.write_bytes(before[2:] + before[:2])
+    said = "corpus.bin is damaged" if has_manifest else "corpus is another dataset now than the one that this training"
+    with pytest.raises(UserError, match=said):
+        told.check_data()
+    if has_manifest:  # tokenized again, by other rules
+        dataset_manifest.write(copy, {})
+    told.run.mkdir()
+    with pytest.raises(UserError, match="corpus is another dataset now than the one that this training began with"):
+        run_ranks(train, 1, told)
+    tokens.write_bytes(before)
+    dataset_manifest.manifest_path(copy).unlink(missing_ok=True)
+    told.check_data()
 
 
 def test_of_a_job_without_hashes_none_are_told(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ class Inputs:
     """As `Job.model_digest` says it; empty: nobody has looked yet."""
     data: dict[str, str] = field(default_factory=dict)
     """Of each dataset, by prefix."""
+    written: dict[str, list[int]] = field(default_factory=dict, compare=False)
+    """When the files of each were written, which clocks and copies may tell otherwise on another node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,11 @@ class Job:
         return Path(self.output)
 
     @property
+    def datasets(self) -> list[str]:
+        """The prefix of each, trained on or held out."""
+        return [*self.data, *self.validation, *self.test]
+
+    @property
     def live(self) -> Path:
         """The metrics so far, which become metrics.jsonl at the end."""
         return self.run / "live.jsonl"
@@ -86,7 +93,10 @@ class Job:
 
     def with_inputs(self) -> "Job":
         """The job, told what its model and data are; one that was told before stays as it is."""
-        return replace(self, inputs=Inputs(model=self.model_digest(), data=self.data_digests()))
+        if self.inputs.model:
+            return self
+        written = {prefix: dataset_manifest.written(Path(prefix)) for prefix in self.datasets}
+        return replace(self, inputs=Inputs(model=self.model_digest(), data=self.data_digests(), written=written))
 
     def model_digest(self) -> str:
         """The model's identity: for rank files that of the checkpoint they were cut from, whatever the layout."""
@@ -105,7 +115,20 @@ class Job:
         """The identity of each dataset, by prefix."""
         if self.inputs.data:
             return self.inputs.data
-        return {prefix: dataset_manifest.digest(Path(prefix)) for prefix in self.data | self.validation | self.test}
+        return {prefix: dataset_manifest.digest(Path(prefix)) for prefix in self.datasets}
+
+    def check_data(self) -> None:
+        """UserError for a dataset that is another one than when the launcher began; hashed only where written since."""
+        for prefix, began_with in self.inputs.data.items():
+            path = Path(prefix)
+            if dataset_manifest.written(path) == self.inputs.written.get(prefix):
+                continue
+            dataset_manifest.check(path)
+            if dataset_manifest.digest(path) != began_with:
+                raise UserError(
+                    f"{prefix} is another dataset now than the one that this training began with: put that back, or run"
+                    " finetune again, with what is there now"
+                )
 
     def digest(self) -> str:
         """The hash of model, data and recipe, without steps, layout, logging and evaluation keys."""

@@ -54,6 +54,7 @@ def prepare(job: Job) -> Trainer:
     groups = make_groups(layout, rank_device(layout.device))
     manifest.check(Path(job.model), dist.get_rank(), dist.get_world_size())  # the very bytes that the cards judged
     job.check_model()
+    job.check_data()
     source = open_source(Path(job.model))
     shape = source.shape
     with torch.device("meta"):

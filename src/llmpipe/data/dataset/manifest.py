@@ -82,6 +82,11 @@ def template_of(prefix: Path) -> str | None:
     return (read(prefix) or {}).get("template")
 
 
+def written(prefix: Path) -> list[int]:
+    """When the files of a dataset were last written, in ns."""
+    return [path.stat().st_mtime_ns for path in _files(prefix)]
+
+
 def digest(prefix: Path) -> str:
     """The identity of a dataset, wherever it lies: one SHA-256 over those of its files, .bin and .idx, and of roles."""
     known = _entries(prefix)
