@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/llmpipe"
 LEVELS = (
     {"errors"},
-    {"files", "progress", "layout", "helpers"},
+    {"files", "progress", "programs", "layout", "helpers"},
     {"hashing", "yaml_file"},
     {"config", "recipe", "families"},
     {"project", "schema"},

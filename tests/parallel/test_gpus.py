@@ -80,6 +80,23 @@ def test_without_nvidia_smi_they_have_numbers(monkeypatch: pytest.MonkeyPatch) -
     assert gpus.visible() == ["0", "1"]
 
 
+def test_a_driver_that_hangs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
+    monkeypatch.setattr(gpus, "ASK_SECONDS", 0.1)
+    with pytest.raises(UserError, match=r"nvidia-smi does not answer within 0\.1 s"), gpus.taken(1):
+        pass
+
+
+def test_one_that_stands_still_while_it_looks_is_not_waited_for_without_limit() -> None:
+    looking = gpus._locked("all")
+    assert looking
+    with pytest.raises(UserError, match="other llmpipe processes here have too many"), gpus.taken(1, 0.05):
+        pass
+    os.close(looking)
+    with gpus.taken(8):
+        assert named() == UUIDS
+
+
 def work(log: Path, count: int) -> None:
     """Take GPUs, say so, and say so again before giving them back."""
     with gpus.taken(count, 300), log.open("a") as file:

@@ -5,6 +5,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal
 
+from llmpipe.programs import ask
+
 GIB = 1 << 30
 
 
@@ -37,7 +39,7 @@ def told_by(*command: str, seconds: float = 3) -> tuple[list[str] | None, str]:
     if shutil.which(command[0]) is None:
         return None, ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        done = ask(*command, seconds=seconds)
     except subprocess.TimeoutExpired:
         return None, f"{command[0]} did not answer in {seconds:g} s"
     except OSError as error:

@@ -6,18 +6,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from llmpipe.doctor.finding import GIB, Finding, mend, note, ok, told_by
+from llmpipe.programs import output_of
 
 OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 13)
 """The versions that llmpipe's tests are run with lie between these."""
 QUERY = "name,driver_version,memory.used"
 INSTALL = "https://pytorch.org/get-started/locally/"
 AMPERE = (8, 0)
-KILL_SECONDS = 1
 IDLE_MIB = 2000  # what driver and display take
 
 
@@ -40,25 +39,14 @@ def start_probe() -> "subprocess.Popen[str]":
 def read_probe(probe: "subprocess.Popen[str]", seconds: float) -> dict[str, Any] | Finding:
     """What torch says, or the finding that it says nothing."""
     try:
-        told, error = probe.communicate(timeout=seconds)
+        told, error = output_of(probe, seconds)
     except subprocess.TimeoutExpired:
-        _give_up(probe)
         advice = "run doctor again; if it stays so, the driver hangs: try nvidia-smi, and dmesg"
         return note("torch", f"could not be looked at in {seconds:.1g} s", advice)
     if probe.returncode:
         last = error.strip().splitlines()[-1:] or [f"status {probe.returncode}"]
         return mend("torch", f"cannot be imported: {last[0]}", f"install torch {_window()}: {INSTALL}")
     return json.loads(told.splitlines()[-1])
-
-
-def _give_up(probe: "subprocess.Popen[str]") -> None:
-    """Kill it; a process that waits in the driver does not end even so, and is left there."""
-    probe.kill()
-    for pipe in (probe.stdout, probe.stderr):
-        if pipe:
-            pipe.close()
-    with suppress(subprocess.TimeoutExpired):
-        probe.wait(timeout=KILL_SECONDS)
 
 
 def gpus_of_driver() -> list[DriverGpu]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmpipe.errors import UserError
+from llmpipe.programs import ask
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 LOCKS = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
@@ -54,13 +55,20 @@ def visible() -> list[str]:
 
 def _uuids() -> list[str]:
     """The UUIDs of the GPUs that the driver shows here, in its order; their numbers where it cannot be asked."""
-    query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:
-        return subprocess.run(query, capture_output=True, text=True, timeout=ASK_SECONDS, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        import torch
+        answer = ask("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader", seconds=ASK_SECONDS)
+        if answer.returncode == 0:
+            return answer.stdout.split()
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"nvidia-smi does not answer within {ASK_SECONDS:g} s: the driver of this machine's GPUs hangs; look at"
+            " dmesg, start the machine anew, or take another one"
+        ) from error
+    except OSError:
+        pass
+    import torch
 
-        return [str(number) for number in range(torch.cuda.device_count())]
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _wait_for(count: int, names: list[str], wait_seconds: float) -> dict[str, int]:
@@ -90,8 +98,9 @@ def _wait_for(count: int, names: list[str], wait_seconds: float) -> dict[str, in
 def _lock_free(names: list[str], count: int) -> dict[str, int]:
     """Locks of `count` GPUs that are free now, or of none; one process at a time looks, so that no two take halves."""
     locks: dict[str, int] = {}
-    gate = _open("all")
-    fcntl.flock(gate, fcntl.LOCK_EX)
+    gate = _gate()
+    if gate is None:
+        return {}
     try:
         for name in names:
             if len(locks) < count and (descriptor := _locked(name)) is not None:
@@ -103,6 +112,14 @@ def _lock_free(names: list[str], count: int) -> dict[str, int]:
         return {}
     finally:
         os.close(gate)
+
+
+def _gate() -> int | None:
+    """The lock of the one process that looks; None if another one, which perhaps stands still, has it for long."""
+    deadline = time.monotonic() + POLL
+    while (gate := _locked("all")) is None and time.monotonic() < deadline:
+        time.sleep(POLL / 100)
+    return gate
 
 
 def _locked(name: str) -> int | None:

@@ -26,6 +26,7 @@ from uuid import uuid4
 
 from llmpipe.errors import UserError
 from llmpipe.files import aside
+from llmpipe.programs import ask
 
 NAME = "lease"
 TOKEN = "LLMPIPE_LEASE"
@@ -176,9 +177,8 @@ def _job_state(job: str | None) -> str | None:
     """What Slurm says of a job: "" when it has ended, None without an answer."""
     if not job:
         return None
-    squeue = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
     try:
-        answer = subprocess.run(squeue, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=False)
+        answer = ask("squeue", "--noheader", "--jobs", job, "--format", "%T", seconds=SQUEUE_SECONDS)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     if answer.returncode and "Invalid job id" not in answer.stderr:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmpipe.files import HOST, read_json, write_json
+from llmpipe.programs import ask
 from llmpipe.train.job import Job
 
 TRAINING = "training.json"
@@ -47,10 +48,7 @@ def _commit() -> str:
     """The project's commit, `-dirty` where tracked files differ from it; empty where there is no git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=GIT_SECONDS, check=False,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
-        )  # fmt: skip
+        done = ask(*command, seconds=GIT_SECONDS, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"})
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
