@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from commands import HOWTO, REPOSITORY, blocks, run_block, succeeded, write_corpus
+from commands import HOWTO, REPOSITORY, Block, blocks, run_block, succeeded, write_corpus
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmpipe.cli import group
@@ -98,6 +98,18 @@ def test_as_shipped_they_ask_for_the_gpus_of_the_title(page: str, gpus: set[int]
             shown = succeeded(block.planned, shipped)
             asked |= {int(gpu) for gpu in re.findall(r"rule finetune:(?:\n .*)*? gpu=(\d+)", shown)}
     assert asked == gpus
+
+
+def test_a_cluster_is_asked_for_what_the_page_says(shipped: Path) -> None:
+    (plan, *others) = blocks(REPOSITORY / "docs/slurm.md")
+    for block in others:
+        run_block(block, shipped)
+    for line in re.findall(r"(?m)^\| `(llama2_\w+)` \|(.*)\|$", (REPOSITORY / "docs/slurm.md").read_text()):
+        name, numbers = line
+        shown = run_block(Block("gpu", plan.text.replace("llama2_7b", name)), shipped)
+        memory = dict(re.findall(r"rule (\w+):(?:\n .*)*? mem_mb=(\d+)", shown))
+        asked = [round(int(memory[rule]) / 1000) for rule in ("verify", "verify_shards", "finetune")]
+        assert asked == [int(number) for number in numbers.split("|")]
 
 
 @pytest.fixture(scope="module")
