@@ -81,5 +81,7 @@ def test_the_tightest_control_group_counts(tmp_path):
     step.mkdir(parents=True)
     for folder, limit in ((job, "1000"), (step, "max")):
         (folder / "memory.max").write_text(f"{limit}\n")
-        (folder / "memory.current").write_text("300\n")
+        (folder / "memory.current").write_text("900\n")
+        # Linux's Documentation/admin-guide/cgroup-v2.rst: file is all pages of files, shared memory's too.
+        (folder / "memory.stat").write_text("anon 250\nfile 650\nshmem 50\ninactive_file 500\nactive_file 100\n")
     assert _group_limits(tmp_path, "0::/job/step\n") == [700]

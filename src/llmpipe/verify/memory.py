@@ -22,8 +22,14 @@ def _group_limits(root: Path, membership: str) -> list[int]:
     while group.is_relative_to(root):
         limit, used = group / "memory.max", group / "memory.current"
         if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-            found.append(max(0, int(text) - int(used.read_text())))
+            found.append(max(0, int(text) - int(used.read_text()) + _cached(group)))
         if group == root:
             break
         group = group.parent
     return found
+
+
+def _cached(group: Path) -> int:
+    """Pages of files: they count as used, and are given back when they are wanted. After a model was read they are all."""
+    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(fields["inactive_file"]) + int(fields["active_file"])
