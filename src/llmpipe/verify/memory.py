@@ -30,6 +30,6 @@ def _group_limits(root: Path, membership: str) -> list[int]:
 
 
 def _cached(group: Path) -> int:
-    """Pages of files: they count as used, and are given back when they are wanted. After a model was read they are all."""
+    """Pages of files: they count as used, and are given back when wanted. After a model was read they are most."""
     fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return int(fields["inactive_file"]) + int(fields["active_file"])
