@@ -48,6 +48,13 @@ def test_captions_name_wildcards_of_their_rule(path: Path) -> None:
             assert named and named <= set(re.findall(r"\{(\w+)\}", rule)), f"{caption} of {rule.split(':')[0]}"
 
 
+def test_only_what_needs_the_submitting_host_runs_there() -> None:
+    """The network, and sqlite; all else is a node's work."""
+    rules = [rule for path in RULES for rule in re.findall(r"(?ms)^rule (\w+):\n(.*?)(?=^\S|\Z)", path.read_text())]
+    assert {name for name, text in rules if "localrule: True" in text} == {"download", "track", "track_finetune"}
+    assert {"report", "finetune"} <= {name for name, _ in rules}
+
+
 def test_common_holds_look_ups_only() -> None:
     text = (ROOT / "workflow/rules/common.smk").read_text()
     assert len(text.splitlines()) <= 60

@@ -1,4 +1,5 @@
-# A page on each run, to read and to mail; it also stands in Snakemake's own report.
+# A page on each run, to read and to mail; it also stands in Snakemake's own report. No local rule: to tell how full the
+# sequences are, it packs all chats of the run's data.
 
 
 rule report:
@@ -16,6 +17,5 @@ rule report:
         ),
     log:
         "logs/report/{run}.log",
-    localrule: True
     shell:
         "llmpipe report results/runs/{wildcards.run} --output {output} --log {log}"
