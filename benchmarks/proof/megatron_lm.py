@@ -1,8 +1,9 @@
 """Runs NVIDIA Megatron-LM's own converters on tiny checkpoints, on the CPU, and lists the digests of what they wrote.
 
 Repository: github.com/NVIDIA/Megatron-LM, commit 368f5611a4 (2024-09-25, core 0.9). tools/checkpoint/convert.py with
-the loader llama_mistral and the savers megatron ("legacy") and mcore; then, with the rank files of one mcore case,
-megatron.training.checkpointing.save_checkpoint in its default format, torch_dist, in one and in four gloo processes.
+the loader llama_mistral and the savers megatron ("legacy") and mcore, on Llamas and on two Mistrals; and, with the
+rank files of one mcore case, megatron.training.checkpointing.save_checkpoint in its default format, torch_dist, in
+one and in four gloo processes.
 
 A Python of its own, in which the project's llmpipe is not installed:
 
@@ -51,6 +52,12 @@ CASES = [
     ("megatron", "local", "gqa_6_3", "bfloat16", 1, 4),
     ("megatron", "local", "gqa_12_4", "float16", 4, 1),
 ]
+# The same weights as Mistrals, with what config.json says then: v0.1 has a window, which the loader does not read.
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+MISTRALS = [
+    (("mcore", "transformer_engine", "gqa_8_2", "bfloat16", 2, 2), MISTRAL | {"sliding_window": 48}),
+    (("megatron", "local", "gqa_6_3", "float32", 1, 2), MISTRAL | {"sliding_window": None}),
+]
 RESHARDED = [("mcore", "mcore", 0, 1, 4), ("megatron", "megatron", 4, 1, 1)]  # loader, saver, case, tp, pp
 ARGS = (
     "num_layers", "hidden_size", "num_attention_heads", "group_query_attention", "num_query_groups", "kv_channels",
@@ -73,15 +80,11 @@ def tokenizer(directory: Path, vocab: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
 
 
-def source(directory: Path, shape: str, dtype: torch.dtype, padded: int | None) -> None:
-    """The tiny checkpoint, its vocabulary padded with copies of the last row if so asked."""
-    tiny.write(shape, directory, dtype)
-    tokenizer(directory, tiny.SHAPES[shape][-1])
-    config = tiny.config(shape, dtype) | {
-        "max_position_embeddings": 8192,
-        "vocab_size": padded or tiny.SHAPES[shape][-1],
-    }
-    (directory / "config.json").write_text(json.dumps(config))
+def source(directory: Path, shape: str, dtype: torch.dtype, padded: int | None, said: dict[str, Any]) -> None:
+    """The tiny checkpoint, its vocabulary padded with copies of the last row if so asked; `said`: by config.json."""
+    vocab = tiny.SHAPES[shape][-1]
+    tiny.write(shape, directory, dtype, **{"max_position_embeddings": 8192, "vocab_size": padded or vocab} | said)
+    tokenizer(directory, vocab)
     if padded is None:
         return
     tensors = load_file(directory / "model.safetensors")
@@ -144,7 +147,7 @@ def listed(tensor: torch.Tensor) -> dict[str, object]:
     return {"shape": list(tensor.shape), "dtype": dtype, "sha256": tiny.digest(tensor)}
 
 
-def described(root: Path) -> dict[str, object]:
+def described(root: Path, names: tuple[str, ...] = ARGS) -> dict[str, object]:
     """The tensors of every rank file, what else is in them, and the args that say what the model is."""
     files, others, state = {}, set(), {}
     for path in sorted(root.glob("iter_*/mp_rank_*/*.pt")):
@@ -153,7 +156,7 @@ def described(root: Path) -> dict[str, object]:
         files[str(path.relative_to(root))] = {k: listed(v) for k, v in found.items() if isinstance(v, torch.Tensor)}
         others |= {f"{k.split('.')[-1]}: {type(v).__name__}" for k, v in found.items() if type(v) is not torch.Tensor}
     assert files, f"{root}: nothing was written"
-    args = {name: getattr(state["args"], name, "absent") for name in ARGS}
+    args = {name: getattr(state["args"], name, "absent") for name in names}
     top = {k: type(v).__name__ if k in ("args", "model") else v for k, v in state.items()}
     tracker = (root / "latest_checkpointed_iteration.txt").read_text()
     return {
@@ -200,17 +203,20 @@ def text(value: Any, depth: int = 0) -> str:
     return json.dumps(value)
 
 
-def converted(options: argparse.Namespace, case: tuple[Any, ...]) -> tuple[Path, dict[str, object]]:
-    """One case: HF to rank files."""
+def converted(
+    options: argparse.Namespace, case: tuple[Any, ...], said: dict[str, Any] | None = None
+) -> tuple[Path, dict[str, object]]:
+    """One case: HF to rank files; `said`: by config.json, of a Mistral."""
     saver, impl, shape, dtype, tp, pp = case
-    name = f"{saver}-{impl}-{shape}-tp{tp}-pp{pp}"
+    size = "mistral-7B" if said else "llama2-7B"
+    name = f"{size}-{saver}-{impl}-{shape}-tp{tp}-pp{pp}"
     step = 128 * tp
     padded = -(-tiny.SHAPES[shape][-1] // step) * step if saver == "megatron" else None
     hf, out = options.work / f"hf-{name}", options.work / name
-    source(hf, shape, getattr(torch, dtype), padded)
+    source(hf, shape, getattr(torch, dtype), padded, said or {})
     half = {"bfloat16": ["--bf16"], "float16": ["--fp16"]}.get(dtype, [])
     rest = ["--model-type", "GPT", "--loader", "llama_mistral", "--saver", saver, "--load-dir", hf, "--save-dir", out]
-    rest += ["--model-size", "llama2-7B", "--checkpoint-type", "hf", "--tokenizer-model", hf, *half]
+    rest += ["--model-size", size, "--checkpoint-type", "hf", "--tokenizer-model", hf, *half]
     rest += [
         "--target-tensor-parallel-size",
         tp,
@@ -221,7 +227,9 @@ def converted(options: argparse.Namespace, case: tuple[Any, ...]) -> tuple[Path,
     ]
     assert out.exists() or run(options, "convert", rest).wait() == 0, name
     head = {"direction": "hf to megatron", "saver": saver, "transformer_impl": impl, "shape": shape, "dtype": dtype}
-    return out, head | {"tp": tp, "pp": pp, "padded_source": padded is not None} | described(out)
+    head |= {"tp": tp, "pp": pp, "padded_source": padded is not None}
+    head |= {"model_size": size, "config.json": said} if said else {}
+    return out, head | described(out, (*ARGS, "window_size") if said else ARGS)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -253,6 +261,7 @@ def main(options: argparse.Namespace) -> None:
             assert not any(rank.wait() for rank in ranks), out.name
         head = {"direction": "save_checkpoint, torch_dist", "from": number, "shape": cases[number]["shape"]}
         cases.append(head | {"world": world} | described_dist(out))
+    cases += [converted(options, case, said)[1] for case, said in MISTRALS]
     versions = {"torch": torch.__version__}
     report = {"system": "Megatron-LM", "commit": COMMIT, "versions": versions, "cases": cases}
     options.rest[0].write_text(text(report) + "\n")

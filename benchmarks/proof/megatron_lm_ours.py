@@ -30,6 +30,8 @@ CASES = [
     ("gqa_8_2", "float32", "legacy", ("--tp", "2", "--pp", "2", "--vp", "2"), 8),
     ("gqa_6_3", "bfloat16", "legacy", ("--tp", "1"), 5),
     ("gqa_12_4", "float16", "legacy", ("--tp", "4"), 6),
+    ("gqa_8_2", "bfloat16", "mcore", ("--tp", "1", "--pp", "4"), 11),  # Mistrals
+    ("gqa_6_3", "float32", "legacy", ("--tp", "1", "--pp", "4"), 12),
 ]
 PLUGINS = {"mcore": "mcore", "legacy": "megatron"}
 
@@ -43,7 +45,8 @@ def main(options: argparse.Namespace) -> int:
     for number, (shape, dtype, dialect, layout, wanted) in enumerate(CASES):
         work = options.work / f"ours-{number}"
         shutil.rmtree(work, ignore_errors=True)
-        tiny.write(shape, work / "hf", getattr(torch, dtype))
+        case, plugin = record[wanted], PLUGINS[dialect]
+        tiny.write(shape, work / "hf", getattr(torch, dtype), **case.get("config.json", {}))
         ours = [
             "convert",
             work / "hf",
@@ -56,7 +59,6 @@ def main(options: argparse.Namespace) -> int:
             *layout,
         ]
         subprocess.run([options.llmpipe, *map(str, ours)], check=True)
-        case, plugin = record[wanted], PLUGINS[dialect]
         rest = ["--model-type", "GPT", "--loader", plugin, "--saver", plugin, "--load-dir", work / "megatron"]
         rest += ["--save-dir", work / "again", "--true-vocab-size", tiny.SHAPES[shape][-1]]
         rest += ["--target-tensor-parallel-size", case["tp"], "--target-pipeline-parallel-size", case["pp"]]

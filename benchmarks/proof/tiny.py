@@ -79,11 +79,11 @@ def config(shape: str, dtype: torch.dtype = torch.float32) -> dict[str, object]:
     }
 
 
-def write(shape: str, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-    """A Hugging Face directory of a shape's name."""
+def write(shape: str, directory: Path, dtype: torch.dtype = torch.float32, **said: object) -> None:
+    """A Hugging Face directory of a shape's name; `said`: keys of config.json beside, or instead of, the usual."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(state_dict(shape, dtype), directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config(shape, dtype), indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(config(shape, dtype) | said, indent=2) + "\n")
 
 
 def digest(tensor: torch.Tensor) -> str:

@@ -24,4 +24,5 @@ def cases(system: str, direction: str) -> list[dict[str, Any]]:
 
 def ident(case: dict[str, Any]) -> str:
     """A case's name in pytest's output."""
-    return "-".join(str(case[name]) for name in ("shape", "dtype", "tp", "pp", "shards", "pth_shards") if name in case)
+    names = ("model_size", "shape", "dtype", "tp", "pp", "shards", "pth_shards")
+    return "-".join(str(case[name]) for name in names if name in case)

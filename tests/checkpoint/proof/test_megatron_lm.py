@@ -1,6 +1,7 @@
 """Megatron-LM: our files are those of its own converters; theirs, and its torch_dist, are read back to their source."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from llmpipe.parallel.processes import run_ranks
 Case = dict[str, Any]
 CASES = json.loads((ROOT / "docs/proof/megatron_lm.json").read_text())["cases"]
 RANKS, DIST = [case for case in CASES if "files" in case], [case for case in CASES if "tensors" in case]
+MISTRALS = [case for case in CASES if "config.json" in case]
 NAMES = {"mcore": "mcore", "megatron": "legacy"}
 
 
@@ -45,6 +47,23 @@ def dtype_of(case: Case) -> torch.dtype:
 
 def hf_tensors(case: Case) -> dict[str, torch.Tensor]:
     return state_dict(case["shape"], dtype_of(case))
+
+
+def hf_source(case: Case, path: Path) -> HfSource:
+    """The tiny checkpoint; of a Mistral with what config.json says of one."""
+    write_hf(case["shape"], path, dtype_of(case), **case.get("config.json", {}))
+    return HfSource(path)
+
+
+def originals_files(case: Case, root: Path) -> Path:
+    """Files made by the tests, whose tensors' digests are the original's, with the original's args."""
+    kind = "local" if case.get("transformer_impl") == "local" and case["saver"] == "mcore" else dialect_of(case)
+    each = 4 // case["pp"]
+    stages = [[range(first, first + each)] for first in range(0, 4, each)]
+    args = {name: value for name, value in case["args"].items() if value != "absent"} | {"vocab_size": 131}
+    made.write(root, hf_tensors(case), config(case["shape"]), kind, case["tp"], stages, **args)
+    assert listed(root) == case["files"]
+    return root
 
 
 def canonical(files: dict[str, Any]) -> dict[str, Any]:
@@ -78,10 +97,8 @@ def assert_read_back(source: MegatronSource, case: Case) -> None:
 
 @pytest.mark.parametrize("case", RANKS, ids=label)
 def test_we_write_what_the_original_writes(case: Case, tmp_path: Path) -> None:
-    write_hf(case["shape"], tmp_path / "hf", dtype_of(case))
-    root = tmp_path / "root"
+    source, root = hf_source(case, tmp_path / "hf"), tmp_path / "root"
     root.mkdir()
-    source = HfSource(tmp_path / "hf")
     write(Mover(source), root, named(dialect_of(case)), case["tp"], Stages(case["pp"]))
     assert listed(root) == canonical(case["files"])
     assert (root / "latest_checkpointed_iteration.txt").read_text() == case["latest_checkpointed_iteration"]
@@ -92,20 +109,27 @@ def test_we_write_what_the_original_writes(case: Case, tmp_path: Path) -> None:
                  "norm_epsilon", "untie_embeddings_and_output_weights", "tensor_model_parallel_size"):  # fmt: skip
         assert said[name] == case["args"][name], name
     found = MegatronSource(root)
-    assert (found.shape, found.dialect.name) == (source.shape, dialect_of(case))
+    family = "mistral" if source.shape.window else "llama"  # without a window there is no difference, and no word
+    assert (found.shape, found.dialect.name) == (replace(source.shape, family=family), dialect_of(case))
     assert_read_back(found, case)
 
 
 @pytest.mark.parametrize("case", RANKS, ids=label)
 def test_we_read_what_the_original_writes(case: Case, tmp_path: Path) -> None:
-    """Files made by the tests, whose tensors' digests are the original's."""
-    kind = "local" if case.get("transformer_impl") == "local" and case["saver"] == "mcore" else dialect_of(case)
-    each = 4 // case["pp"]
-    stages = [[range(first, first + each)] for first in range(0, 4, each)]
-    args = case["args"] | {"vocab_size": 131}
-    made.write(tmp_path / "root", hf_tensors(case), config(case["shape"]), kind, case["tp"], stages, **args)
-    assert listed(tmp_path / "root") == case["files"]
-    assert_read_back(MegatronSource(tmp_path / "root"), case)
+    assert_read_back(MegatronSource(originals_files(case, tmp_path / "root")), case)
+
+
+@pytest.mark.parametrize("case", MISTRALS, ids=label)
+def test_what_the_original_loses_of_a_mistral(case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Theta, and the window, for which its args have no word: warnings tell, and the shape says them."""
+    assert (case["args"]["window_size"], case["args"]["rotary_base"]) == ("absent", 10000)
+    root = originals_files(case, tmp_path / "root")
+    meant = replace(hf_source(case, tmp_path / "hf").shape, max_positions=8192)
+    assert MegatronSource(root).shape == replace(meant, family="llama", rope_theta=1e4, window=None)
+    assert "does not say window: none taken" in caplog.text and "rope_theta 10000.0" in caplog.text
+    found = MegatronSource(root, meant)
+    assert found.shape == meant
+    assert_read_back(found, case)
 
 
 def save(path: Path, case: Case) -> None:
