@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import LossScale, Recipe, Spike
-from llmpipe.train import loop
+from llmpipe.train import lease, loop
 from llmpipe.train.faults import NOT_FINITE, OVERFLOW, SPIKE, Watch
 from llmpipe.train.job import Job
 
@@ -73,6 +75,27 @@ def test_after_bad_steps_in_a_row_it_goes_back_and_passes_over_the_samples(check
     asked = make_job(checkpoint, dataset, tmp_path / "asked", recipe=replace(recipe, skip_steps=[3, 4, 5]), dp=2)
     run_job(asked)
     assert_same_weights(asked.run / "weights", job.run / "weights")
+
+
+def go_back_while_another_takes_over(job: Job) -> None:
+    load = loop.state.load
+
+    def load_late(*given: Any) -> int:
+        shutil.copy(job.live, job.run / "before")
+        (job.run / lease.NAME).unlink()
+        return load(*given)
+
+    loop.state.load = load_late
+    train_bad(job, [4, 5])
+
+
+def test_who_loses_the_run_while_it_goes_back_changes_no_metrics(checkpoint, dataset, tmp_path, monkeypatch) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(SHORT, roll_back_after=2))
+    with lease.hold(job.run, 0) as token:
+        monkeypatch.setenv(lease.TOKEN, token)
+        with pytest.raises(UserError, match="was taken over"):
+            run_ranks(go_back_while_another_takes_over, 1, job)
+    assert job.live.read_bytes() == (job.run / "before").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def go_back(trainer: Trainer, step: int, saver: Saver, metrics: Recorder) -> Non
         why = "after going back as well" if watch.went_back else "and no checkpoint is from before them"
         raise UserError(f"{what}, {why}: lower lr, or look at the data of steps {watch.first_bad} to {step}")
     back = state.load(directory, optimizer, watch)
+    check_lease(job)  # loading takes a while
     optimizer.skipped_steps += step - back
     watch.goes_back()
     metrics.pass_over(back)
