@@ -84,7 +84,7 @@ def measure_shape(name: str, options: argparse.Namespace) -> None:
         recompute=options.trainer_recompute,
         recompute_every=1,
     )
-    peak = peak_flops(torch.device(options.device))
+    peak = peak_flops(torch.device(options.device), torch.bfloat16)
     print(f"\n### {name}, {options.precision}, rows of {options.seq} tokens; {machine(options.device)}\n")
     print("| | | tokens/s | MFU, causal | MFU, full | peak GB | held |\n|---|---|---|---|---|---|---|")
     for worker in options.worker:

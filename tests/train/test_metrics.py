@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from llmpipe.families import from_hf_config, named_size
-from llmpipe.train.metrics import flops_per_token
+from llmpipe.train.metrics import flops_per_token, known_peak, peak_flops
 
 LENGTH = 4096
 
@@ -56,3 +56,27 @@ def test_flops_of_tied_heads_and_windows(kind: str, settings: dict, windowed: in
     assert flops_per_token(shape, LENGTH, causal=True) == pytest.approx(
         6 * matrices(model) + 12 * 8 * 64 * pairs, rel=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A40", 150e12),
+        ("NVIDIA RTX A4000", None),
+    ],
+)
+def test_peaks_by_the_names_that_torch_gives_gpus(name: str, peak: float | None) -> None:
+    """Dense bf16, of NVIDIA's data sheets: half of what they say with sparsity."""
+    assert known_peak(name) == peak
+
+
+def test_what_is_not_known_is_measured_in_the_type_that_is_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.dtype] = []
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *size, **more: made.append(more["dtype"]) or randn(*size, **more))
+    assert peak_flops(torch.device("cpu"), torch.bfloat16) > 0
+    assert made == [torch.bfloat16]

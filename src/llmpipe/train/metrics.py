@@ -20,6 +20,7 @@ happened. `time` is when the step ended, in seconds since 1970.
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from llmpipe.checkpoint.convert import DTYPES
 from llmpipe.families import FAMILIES, Shape, layer_of
 from llmpipe.files import write_text
 from llmpipe.parallel.groups import Groups
@@ -38,8 +40,11 @@ from llmpipe.train.faults import ROLLED_BACK
 from llmpipe.train.job import Job
 from llmpipe.train.tally import perplexity
 
-# Dense bf16 peaks in FLOP/s, from the vendors' data sheets.
-PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A40": 150e12}
+# Dense bf16 peaks in FLOP/s, from the vendors' data sheets; those with a longer name go first.
+PEAKS = {
+    "B200": 2250e12, "H200 NVL": 835e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12,
+    "A100": 312e12, "L40S": 362e12, "A40": 150e12,
+}  # fmt: skip
 
 
 def flops_per_token(shape: Shape, seq_len: int, causal: bool) -> float:
@@ -65,15 +70,17 @@ def _mean_seen(seq_len: int, window: int | None) -> float:
     return most * (1 - most / (2 * seq_len))
 
 
-def peak_flops(device: torch.device) -> float:
-    """A device's peak in FLOP/s: a known GPU's from its data sheet, else what a matrix product reaches here and now."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for known, peak in PEAKS.items():
-            if known in name:
-                return peak
-    size, best = 768, float("inf")
-    a = torch.randn(size, size, device=device)
+def known_peak(name: str) -> float | None:
+    """A GPU's peak by its name; None for one that is not known, as an A4000, which is no A40."""
+    return next((peak for known, peak in PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """A device's peak in FLOP/s: a known GPU's from its data sheet, else what products of this type reach here."""
+    if device.type == "cuda" and (peak := known_peak(torch.cuda.get_device_name(device))):
+        return peak
+    size, best = 8192 if device.type == "cuda" else 768, float("inf")
+    a = torch.randn(size, size, device=device, dtype=dtype)
     for _ in range(5):
         start = time.perf_counter()
         (a @ a).sum().item()
@@ -130,7 +137,7 @@ class Recorder:
         self.batches, self.seq_len = Batches(recipe), recipe.seq_len
         self.epoch_of = epoch_of
         self.flops = {name: flops_per_token(shape, recipe.seq_len, name == "causal") for name in ("full", "causal")}
-        self.peak = peak_flops(groups.device)
+        self.peak = peak_flops(groups.device, DTYPES[recipe.precision])
         self.live = job.live
         self.bar = Progress("finetune", recipe.steps, "steps")
         self.bar.add(first_step)
