@@ -113,7 +113,7 @@ def test_a_finished_run_is_not_trained_again_but_one_of_other_inputs_is(
         (["--tp", "3"], r"tp 3 x pp 1 x cp 1 x dp -1 does not make 2 processes .* has to be one of \[1, 2\]"),
         (["--tp", "8", "--gpus-per-node", "8"], r"tp 8 does not divide 4 query heads and 2 KV heads.*"),
         (["--pp", "3", "--tp", "1", "--gpus-per-node", "3"], r"pp 3 does not divide 4 layers"),
-        (["--micro-batch", "3"], r"global_batch 8 is not divisible by dp 1 x micro_batch 3"),
+        (["--micro-batch", "3"], r"global_batch 8 is not divisible by dp 1 x micro_batch 3 = 3: .* to 6 or 9 say"),
         (["--tp", "1", "--pp", "2", "--micro-batch", "8"], r"1 micro-batches .* fewer than its 2 stages"),
         (["--device", "cuda"], r"wants 2 GPUs on each node, and torch sees 0 here"),
         (["--split", "0,50,50"], r"the train part of .* holds no tokens"),

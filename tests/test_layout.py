@@ -69,7 +69,7 @@ def test_legal_tps_replicate_kv_heads() -> None:
 def test_tp_that_does_not_divide_names_those_that_would() -> None:
     with pytest.raises(UserError, match=r"tp 3 does not divide 4 query heads and 2 KV heads: .* one of \[1, 2, 4\]"):
         check_split(3, num_heads=4, num_kv_heads=2, ffn=352)
-    with pytest.raises(UserError, match="tp 4 does not divide the MLP's 350 rows"):
+    with pytest.raises(UserError, match=r"tp 4 does not divide the MLP's 350 rows: tp has to be one of \[1, 2\]"):
         check_split(4, num_heads=4, num_kv_heads=2, ffn=350)
     with pytest.raises(UserError, match=r"pp 3 does not divide 4 layers: pp has to be one of \[1, 2, 4\]"):
         Stages(3).check(4)

@@ -171,13 +171,13 @@ def legal_tps(num_heads: int, num_kv_heads: int) -> list[int]:
 
 def check_split(tp: int, num_heads: int, num_kv_heads: int, ffn: int) -> None:
     """UserError, naming what would work, if the layers cannot be split over tp ranks."""
+    legal = [n for n in legal_tps(num_heads, num_kv_heads) if ffn % n == 0]
     if tp not in legal_tps(num_heads, num_kv_heads):
-        legal = [n for n in legal_tps(num_heads, num_kv_heads) if ffn % n == 0]
         raise UserError(
             f"tp {tp} does not divide {num_heads} query heads and {num_kv_heads} KV heads: tp has to be one of {legal}"
         )
     if ffn % tp:
-        raise UserError(f"tp {tp} does not divide the MLP's {ffn} rows")
+        raise UserError(f"tp {tp} does not divide the MLP's {ffn} rows: tp has to be one of {legal}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def test_an_indivisible_batch_is_refused() -> None:
     with pytest.raises(UserError) as error:
         Loader(ROWS, 4, 4, 3, 2, 0)  # type: ignore[arg-type]
     assert str(error.value) == (
-        "global_batch 4 is not divisible by dp 2 x micro_batch 3 = 6: change global_batch in the recipe,"
+        "global_batch 4 is not divisible by dp 2 x micro_batch 3 = 6: change global_batch in the recipe, to 6 say,"
         " or dp or micro_batch in the layout"
     )
 

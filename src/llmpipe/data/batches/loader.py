@@ -94,10 +94,13 @@ class Loader:
 
 def check_batch(global_batch: int, micro_batch: int, dp: int, key: str = "global_batch") -> None:
     """UserError if a global batch, of this key of the recipe, does not deal out evenly."""
-    if global_batch % (dp * micro_batch):
+    each = dp * micro_batch
+    if global_batch % each:
+        multiples = global_batch // each * each, -(-global_batch // each) * each
+        would = " or ".join(str(multiple) for multiple in multiples if multiple)
         raise UserError(
-            f"{key} {global_batch} is not divisible by dp {dp} x micro_batch {micro_batch} = {dp * micro_batch}:"
-            f" change {key} in the recipe, or dp or micro_batch in the layout"
+            f"{key} {global_batch} is not divisible by dp {dp} x micro_batch {micro_batch} = {each}:"
+            f" change {key} in the recipe, to {would} say, or dp or micro_batch in the layout"
         )
 
 
