@@ -76,6 +76,10 @@ def test_resumes_in_another_layout(single, checkpoint, dataset, tmp_path) -> Non
     second = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, dp=2)
     lines = run_job(second)
     torch.testing.assert_close(losses(lines), losses(single[1]), rtol=1e-5, atol=0)
+    ours, expected = (open_source(job.run / "weights") for job in (second, single[0]))
+    for key in expected.keys():  # noqa: SIM118
+        difference = ours.read(key) - expected.read(key)
+        assert difference.norm() <= 1e-5 * expected.read(key).norm(), key
 
 
 @pytest.mark.parametrize("damaged", ["__0_0.distcp", ".metadata", "live.jsonl"])
