@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SCREENS = Path(os.environ["LLMPIPE_SCREENSHOTS"]) if "LLMPIPE_SCREENSHOTS" in os.environ else None
+"""Where pictures of the pages are left to look at."""
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LAPTOP, PHONE = (1366, 768), (390, 844)
 SECONDS = 120

@@ -1,11 +1,20 @@
-"""The cluster, a project that was trained in it undisturbed, and a fresh project for each drill."""
+"""The cluster, a project that was trained in it undisturbed, a fresh project for each drill; and a browser."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
+from browser import Browser
 from drill_project import TARGET, DrillProject, make_project
 from private_slurm import PrivateSlurm, private_slurm
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium, without a window."""
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from browser import Browser, Page
+from browser import SCREENS, Browser, Page
 from mlflow import MlflowClient
 
 from finetune_command import LLMPIPE, finetune_arguments
@@ -21,8 +21,6 @@ from run_folders import make_export, make_table
 from tracking_server import Server
 
 pytestmark = pytest.mark.skipif("LLMPIPE_CLUSTER" not in os.environ, reason="a browser's pages: make test-cluster")
-SCREENS = Path(os.environ["LLMPIPE_SCREENSHOTS"]) if "LLMPIPE_SCREENSHOTS" in os.environ else None
-"""Where pictures of the pages are left to look at."""
 SCREEN, TALL = (1500, 1000), (1500, 3200)  # charts are drawn when they come into view
 NAMES = ("high_rate", "low_rate")
 CHARTS = {
@@ -64,13 +62,6 @@ def server(checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPathFac
     made.start()
     yield made
     made.kill()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import pytest
-from browser import LAPTOP, PHONE, Browser
+from browser import LAPTOP, PHONE, SCREENS, Browser
 
 from llmpipe.report.page import report
 
@@ -15,15 +14,6 @@ sys.path.append(str(Path(__file__).parents[1] / "report"))
 from report_project import evaluate, export, make_run
 
 pytestmark = pytest.mark.skipif("LLMPIPE_CLUSTER" not in os.environ, reason="a browser's pages: make test-cluster")
-SCREENS = Path(os.environ.get("LLMPIPE_SCREENSHOTS", "")) if "LLMPIPE_SCREENSHOTS" in os.environ else None
-"""Where pictures of the pages are left to look at."""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
