@@ -60,7 +60,8 @@ test: $(INSTALLED)
 
 test-cluster: $(INSTALLED)
 	tests/cluster/install.sh
-	LLMPIPE_CLUSTER=yes OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3600 --durations 0 tests/cluster \
+	LLMPIPE_SCREENSHOTS="$${LLMPIPE_SCREENSHOTS:-build/screenshots}" LLMPIPE_CLUSTER=yes OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest --timeout 3600 --durations 0 tests/cluster \
 	    $(if $(SHORT),--ignore tests/cluster/test_drills.py)
 
 lint: $(LINTERS)
