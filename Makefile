@@ -62,7 +62,7 @@ test-cluster: $(INSTALLED)
 	tests/cluster/install.sh
 	LLMPIPE_SCREENSHOTS="$${LLMPIPE_SCREENSHOTS:-build/screenshots}" LLMPIPE_CLUSTER=yes OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest --timeout 3600 --durations 0 tests/cluster \
-	    $(if $(SHORT),--ignore tests/cluster/test_drills.py)
+	    $(if $(SHORT),$(addprefix --ignore tests/cluster/,test_drills.py test_slurm_profile.py))
 
 lint: $(LINTERS)
 	$(BIN)/ruff check
