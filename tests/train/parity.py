@@ -63,6 +63,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "PP2 x DP2, plain, zero-bubble": {"pp": 2, "dp": 2, "data_parallel": "plain", "pp_schedule": "zero-bubble"},
     "DP4, hybrid": {"dp": 4, "data_parallel": "hybrid", "nodes": 2},
     "CP2 x DP2, hybrid": {"cp": 2, "dp": 2, "data_parallel": "hybrid", "nodes": 2},
+    "CP2 x TP2 x PP2": {"cp": 2, "tp": 2, "pp": 2},
 }
 TIED: dict[str, dict[str, Any]] = {"PP2, tied": {"pp": 2}}
 """Of models whose embedding is also the head, which the first and the last stage then both hold."""
