@@ -20,6 +20,8 @@ from hub_server import Hub, files_of, serving
 from llmpipe.cli import COMMANDS, group
 
 PAGES = sorted(page for page in (REPOSITORY / "docs").glob("*.md") if page.stem != "slurm")  # that one is a how-to page
+LINES = {line for page in PAGES for block in blocks(page) if not block.kind for line in block.text.splitlines()}
+"""What the pages run."""
 STEPS, SAVE_EVERY = 16, 6
 
 
@@ -148,7 +150,9 @@ def test_chats_of_gsm8ks_form_are_masked_packed_and_trained(demo: Path) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_of_each_commands_help_works(name: str, demo: Path) -> None:
     shown = CliRunner().invoke(group, [name, "--help"]).output
-    succeeded(textwrap.dedent(shown.split("Example:\n")[1].split("\n\n")[0]), demo)
+    example = textwrap.dedent(shown.split("Example:\n")[1].split("\n\n")[0])
+    if example not in LINES:
+        succeeded(example, demo)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
