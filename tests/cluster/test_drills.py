@@ -153,3 +153,18 @@ def test_outputs_that_appear_late(project: DrillProject, undisturbed: DrillProje
     finally:
         project.slurm.set_epilog("")
     assert_same(project, undisturbed)
+
+
+def test_a_corpus_in_parts_over_nodes(project: DrillProject, undisturbed: DrillProject) -> None:
+    """Three jobs share the corpus, two fit on a node; joined it has the bytes that one job makes."""
+    corpus = project.folder / "config/corpora/tiny_llama.yaml"
+    corpus.write_text(f"{corpus.read_text()}\nparts: 3\n")
+    files = [f"results/models/tiny_llama/corpora/tiny_llama{suffix}" for suffix in (".bin", ".idx")]
+    known = {job for job, *_ in project.slurm.jobs("-t", "all")}
+    project.start(*files)
+    project.finish()
+    new = [each for each in project.slurm.jobs("-t", "all") if each[0] not in known]
+    nodes = [nodes for _, _, nodes, comment in new if comment.startswith("rule_tokenize_part")]
+    assert len(nodes) == 3 and len(set(nodes)) == 2
+    for name in files:
+        assert (project.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes()
