@@ -11,6 +11,7 @@ correct conversion, and for each fault the smallest by which a check exceeds its
 import argparse
 import logging
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -137,7 +138,8 @@ BYTES = {"parameters", "tensors without a partner", "slices not bit-equal", "ten
 
 
 def short(text: str) -> str:
-    text = text.replace("|", "\\|").split("/subject")[-1].lstrip("/")
+    """Without the path of a run's folder, in one line."""
+    text = " ".join(re.split(r"/(?:subject|checkpoint)\b", text)[-1].lstrip("/: ").split()).replace("|", "\\|")
     return text if len(text) <= 90 else text[:87] + "..."
 
 
