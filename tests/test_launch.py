@@ -19,6 +19,7 @@ from finetune_command import (
     wait_for_step,
     wait_until_no_rank_lives,
 )
+from llmpipe.checkpoint import manifest
 from llmpipe.cli import group
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
@@ -105,6 +106,25 @@ def test_a_finished_run_is_not_trained_again_but_one_of_other_inputs_is(
     assert not replace(job, recipe=replace(recipe, steps=3)).is_finished()
     (job.run / "weights/manifest.json").unlink()
     assert not job.is_finished()
+
+
+def test_a_record_of_another_version_is_none_and_a_damaged_one_is_told(
+    checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(seq_len=32, global_batch=8, steps=2, lr=1e-3, precision="fp32")
+    job = Job(
+        recipe=recipe, layout=Layout(device="cpu").resolved(), model=str(checkpoint), data={str(dataset): 1.0},
+        split=[90, 5, 5], output=str(tmp_path),
+    )  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/model.safetensors").write_bytes(b"")
+    manifest.write(tmp_path / "weights", "weights", {})
+    (tmp_path / "run.json").write_text('{"version": 1}')
+    assert not job.is_finished()
+    (tmp_path / "run.json").write_text('{"version"')
+    with pytest.raises(UserError, match=r"run\.json is damaged .* run finetune again"):
+        job.is_finished()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from llmpipe.checkpoint import manifest
 from llmpipe.config import check_held_out, parse_split
 from llmpipe.data.dataset import manifest as dataset_manifest
 from llmpipe.errors import UserError
-from llmpipe.files import write_json
+from llmpipe.files import read_json, write_json
 from llmpipe.layout import Layout
 from llmpipe.recipe import Recipe
 from llmpipe.yaml_file import build
@@ -143,8 +143,9 @@ class Job:
         record, weights = self.run / "run.json", self.run / "weights"
         if not all(path.is_file() for path in (record, weights / manifest.NAME, self.run / "metrics.jsonl")):
             return False
-        told = json.loads(record.read_text())
-        made = told["job_digest"], told["steps"], told["recipe"].get("skip_steps", []), told["weights_digest"]
+        told = read_json(record, "remove it, and run finetune again")
+        skipped = told.get("recipe", {}).get("skip_steps", [])
+        made = told.get("job_digest"), told.get("steps"), skipped, told.get("weights_digest")
         return made == (self.digest(), self.recipe.steps, self.recipe.skip_steps, manifest.read(weights).digest)
 
     @property
