@@ -1,6 +1,5 @@
 """What the how-to pages say: flags and keys exist, messages are llmpipe's, numbers are the estimate's."""
 
-import ast
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ import click
 import pytest
 import yaml
 from commands import HOWTO, REPOSITORY
+from messages import errors, texts
 
 from llmpipe.cli import group
 from llmpipe.families import named_size
@@ -76,41 +76,41 @@ def options(name: str) -> set[str]:
     return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
-def messages() -> list[str]:
-    """Every text in the sources and the Makefile, with \0 where something is filled in."""
-    found = [(REPOSITORY / "Makefile").read_text()]
-    for file in (REPOSITORY / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                found.append("".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
-
-
-def test_the_messages_of_the_page_are_llmpipes() -> None:
-    known = messages()
-    quoted = [
-        quote
+@cache
+def failures() -> dict[str, list[str]]:
+    """What the page on failures has rows for; of each, the pieces around its …."""
+    return {
+        quote: [piece.strip() for piece in quote.split("…")]
         for head in ("message", "words")
         for rows in tables(HOWTO / "when-something-fails.md", head)
         for row in rows
         for quote in re.findall("`(.+?)`", row[0])
-    ]
-    assert len(quoted) > 80
-    for quote in quoted:
-        parts = [part.strip() for part in quote.split("…")]
-        assert any(holds(text, parts) for text in known), quote
+    }
 
 
-def holds(text: str, parts: list[str]) -> bool:
-    """Whether a text has all parts, one after the other."""
+def test_the_messages_of_the_page_are_llmpipes() -> None:
+    known = [*texts(), *errors()]
+    assert len(failures()) > 80
+    for quote, pieces in failures().items():
+        assert any(holds(text, pieces) for text in known), quote
+
+
+def test_every_message_fits_a_row_of_the_page() -> None:
+    assert all(re.search(r"\w{2}", quote) for quote in failures())  # a row of … alone would fit all
+    told = {text for text in errors() if re.search("[a-z]{2}", text)}  # one without words passes another on
+    assert len(told) > 500
+    unknown = [text for text in sorted(told) if not any(holds(text, pieces) for pieces in failures().values())]
+    assert not unknown, "a row of docs/howto/when-something-fails.md is missing"
+
+
+def holds(text: str, pieces: list[str]) -> bool:
+    """Whether a text has all pieces, one after the other."""
     at = 0
-    for part in parts:
-        found = text.find(part, at)
+    for piece in pieces:
+        found = text.find(piece, at)
         if found < 0:
             return False
-        at = found + len(part)
+        at = found + len(piece)
     return True
 
 

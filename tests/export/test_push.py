@@ -162,7 +162,7 @@ def test_another_owners_repository(hub: UploadHub, push: Push) -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "me/ti ny"])
 def test_names_that_are_none(hub: UploadHub, push: Push, name: str) -> None:
-    with pytest.raises(UserError, match=f"--push-to-hub {name}: "):
+    with pytest.raises(UserError, match=f"--push-to-hub {name}: a repository is named ORG/NAME or USER/NAME"):
         push(name)
     assert not hub.asked
 

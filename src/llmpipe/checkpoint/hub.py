@@ -33,7 +33,6 @@ WAITS = (5, 30, 120)
 """Seconds before a file is asked for again, after huggingface_hub has given it up."""
 DEFAULT_REVISION = constants.DEFAULT_REVISION
 CACHE = Path(constants.HF_HUB_CACHE)
-_NO_HUB = "{} does not answer on {} as a hub does: HF_ENDPOINT has to be a hub's address, or unset"
 log = logging.getLogger(__name__)
 
 
@@ -63,13 +62,13 @@ def look_up(name: str, revision: str | None) -> Repository:
         try:
             info = HfApi().model_info(name, revision=revision or DEFAULT_REVISION, files_metadata=True)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(_NO_HUB.format(constants.ENDPOINT, name)) from error
+            raise UserError(_no_hub(name)) from error
     files = {
         file.rfilename: HubFile(file.size or 0, file.lfs.sha256 if file.lfs else None, file.blob_id or "")
         for file in info.siblings or []
     }
     if not info.sha:
-        raise UserError(_NO_HUB.format(constants.ENDPOINT, name))
+        raise UserError(_no_hub(name))
     return Repository(name, info.sha, files)
 
 
@@ -140,7 +139,7 @@ def _explained(name: str, revision: str | None, file: str | None = None) -> Iter
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"hf://{name}: {error}") from error
+        raise UserError(f"hf://{name} names no repository of the Hugging Face hub: {error}") from error
     except (HTTPError, OSError, RuntimeError) as error:  # hf_xet's are RuntimeErrors
         if isinstance(error, InterruptedError) or (isinstance(error, OSError) and error.errno):
             raise
@@ -159,6 +158,12 @@ def _may_pass(cause: BaseException | None) -> bool:
     if isinstance(cause, HfHubHTTPError):
         return cause.response.status_code in (408, 429) or cause.response.status_code >= 500
     return not isinstance(cause, OfflineModeIsEnabled | FileMetadataError)
+
+
+def _no_hub(name: str) -> str:
+    return (
+        f"{constants.ENDPOINT} does not answer on {name} as a hub does: HF_ENDPOINT has to be a hub's address, or unset"
+    )
 
 
 def _told(error: Exception, name: str, revision: str | None, file: str | None) -> str:

@@ -68,7 +68,7 @@ def _explained(repository: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"--push-to-hub {repository}: {error}") from error
+        raise UserError(f"--push-to-hub {repository}: a repository is named ORG/NAME or USER/NAME: {error}") from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:  # hf_xet's are RuntimeErrors
         if isinstance(error, OSError) and error.errno:
             raise

@@ -72,5 +72,7 @@ def _nothing(path: Path) -> str:
     inside = sorted(str(found.parent) for found in path.glob(f"*/{manifest.NAME}"))
     inside += sorted(str(found.with_suffix("")) for found in path.glob("*.idx"))
     hint = f"; inside it there are {', '.join(inside)}" if inside else ""
-    what = f"the prefix of a dataset, a run's folder, weights, an adapter, or a directory with a {manifest.NAME}"
-    return f"{path} is not {what}{hint}"
+    return (
+        f"{path} is not the prefix of a dataset, a run's folder, weights, an adapter, or a directory with a"
+        f" {manifest.NAME}{hint}"
+    )
