@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-PATIENCE = 120  # seconds, on a busy machine
+PATIENCE = 240  # seconds, on a busy machine
 
 
 def until(true: Callable[[], object], what: str) -> None:

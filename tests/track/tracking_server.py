@@ -21,6 +21,7 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as found:
             self.port = found.getsockname()[1]
         self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
         command = [
@@ -43,8 +44,10 @@ class Server:
 
     def kill(self) -> None:
         """With its workers, in the middle of whatever they do."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
 
 
 class Late:
