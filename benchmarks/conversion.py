@@ -8,8 +8,8 @@ all of it is dropped from the disk before the next command, and `sync` waits for
     python benchmarks/conversion.py WORK [--layers 32] [--rounds 3] [--peers]
 
 --peers adds what users do today, in one process each: safetensors load + save, transformers from_pretrained +
-save_pretrained, torch.save of the rank files' bytes. --peer NAME COMMAND adds any other, as Megatron's own converters
-run by benchmarks/proof.
+save_pretrained, rank files from mapped slices, torch.save of the rank files' bytes. --peer NAME COMMAND adds any other,
+as Megatron's own converters run by benchmarks/proof.
 """
 
 import argparse
@@ -41,6 +41,31 @@ for file in Path(sys.argv[1]).glob("*.safetensors"):
 import sys, torch
 from transformers import AutoModelForCausalLM
 AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).save_pretrained(sys.argv[2])
+""",
+    "Python: mapped slices + save_file, HF → TP2 x PP2": """
+import json, sys
+from pathlib import Path
+from safetensors import safe_open
+from safetensors.torch import save_file
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+target.mkdir()
+half = json.loads((source / "config.json").read_text())["num_hidden_layers"] // 2
+opened = [safe_open(file, "pt") for file in source.glob("*.safetensors")]
+for tp in range(2):
+    for pp in range(2):
+        held = {}
+        for file in opened:
+            for name in file.keys():
+                layer = int(name.split(".")[2]) if ".layers." in name else 0 if "embed" in name else 2 * half - 1
+                if layer // half != pp:
+                    continue
+                rows = file.get_slice(name)
+                dim = 1 if "o_proj" in name or "down_proj" in name else 0
+                size = rows.get_shape()[dim] // 2
+                part = slice(tp * size, (tp + 1) * size)
+                shape = rows.get_shape()
+                held[name] = rows[:] if len(shape) == 1 else rows[part] if dim == 0 else rows[:, part].contiguous()
+        save_file(held, target / f"tp{tp}-pp{pp}.safetensors")
 """,
     "torch.load + torch.save of Megatron's rank files": """
 import sys, torch
