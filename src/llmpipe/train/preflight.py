@@ -108,6 +108,15 @@ def check_test(job: Job) -> None:
             log.warning("%s, or evaluate cannot measure perplexity on it after the training", error)
 
 
+def check_compile(job: Job) -> None:
+    """UserError for compiled layers over tp ranks on a torch whose compiled collectives give other gradients."""
+    if job.recipe.compile and job.layout.tp > 1 and torch.__version__ < "2.13":
+        raise UserError(
+            f"compile: true with tp {job.layout.tp} trains wrongly on torch {torch.__version__}: compile: false in the"
+            " recipe would work, or tp 1, or torch 2.13"
+        )
+
+
 def preflight(job: Job, dry_run: bool = False) -> None:
     """UserError for a job that cannot work; logs the batch's arithmetic as one sentence.
 
@@ -123,6 +132,7 @@ def preflight(job: Job, dry_run: bool = False) -> None:
     layout.check_training()
     check_steps(job)
     check_halves(job)
+    check_compile(job)
     shape = open_source(Path(job.model)).shape
     shape.check_split(layout.tp, layout.stages)
     check_apex(recipe.apex, layout.device)
