@@ -73,6 +73,11 @@ def check_steps(job: Job) -> None:
 def check_halves(job: Job) -> None:
     """UserError for what a zero-bubble schedule, which runs a backward pass in two halves, would do twice or cannot."""
     if job.layout.pp > 1 and job.layout.pp_schedule == "zero-bubble":
+        if torch.__version__ < "2.13":  # halves end at functions whose gradients are not torch's own
+            raise UserError(
+                f"layout: pp_schedule zero-bubble needs torch 2.13, and this is {torch.__version__}: another"
+                " pp_schedule would work"
+            )
         compiled = "true" if job.recipe.compile else "false"
         for key, value, works in (("recompute", job.recipe.recompute, "off"), ("compile", compiled, "false")):
             if value != works:
