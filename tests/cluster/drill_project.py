@@ -172,7 +172,7 @@ class DrillProject:
 def assert_same(ours: DrillProject, undisturbed: DrillProject) -> None:
     """The same weights, bit for bit, the same losses, each step once; and nothing of the training is left running."""
     expected, found = undisturbed.weights(), ours.weights()
-    assert found.keys() == expected.keys() and len(found) > 0
+    assert found.keys() == expected.keys() and len(found) > 0, ours.story()
     different = [key for key in expected if not torch.equal(found[key], expected[key])]
     assert not different, f"{different}\n{ours.story()}"
     assert [line["step"] for line in ours.metrics()] == list(range(1, STEPS + 1)), ours.story()

@@ -168,6 +168,18 @@ class PrivateSlurm:
         new.chmod(0o755)
         new.replace(self.folder / name)
 
+    @contextmanager
+    def slow(self, client: str) -> Iterator[Callable[[], bool]]:
+        """Have a client's answer take three seconds; gives a function that tells whether it is being asked."""
+        script, asked = self.folder / f"bin/{client}", self.folder / "run/asked"
+        own = script.read_text().removeprefix("#!/bin/sh\n").rstrip()
+        self._write_script(f"bin/{client}", f"touch {asked}; sleep 3; rm {asked}\n{own}")
+        try:
+            yield asked.exists
+        finally:
+            self._write_script(f"bin/{client}", own)
+            asked.unlink(missing_ok=True)
+
     def processes(self, variable: str = "") -> list[int]:
         """Its processes, jobs' included, and whose talk to it: their environment names the folder, and the variable."""
         found = list[int]()

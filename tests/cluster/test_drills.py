@@ -104,13 +104,17 @@ def test_snakemake_killed_and_started_again(project: DrillProject, undisturbed: 
 
 
 def test_ctrl_c(project: DrillProject, undisturbed: DrillProject) -> None:
-    """The job is cancelled; the same command goes on."""
+    """While Snakemake asks for the job's state, when it forgets it: the job is cancelled all the same; the same command
+    goes on."""
     project.start()
     saved = project.until_saved()
     assert project.process
-    os.killpg(project.process.pid, signal.SIGINT)
-    project.finish(expected=1)
+    with project.slurm.slow("squeue") as is_asked:
+        project.until(is_asked, "a look at the queue")
+        os.killpg(project.process.pid, signal.SIGINT)
+        project.finish(expected=1)
     project.slurm.wait_for_no_jobs()
+    assert not (project.run / "run.json").exists(), project.story()
     project.start()
     assert project.until_resumed() >= saved
     project.finish()

@@ -5,6 +5,7 @@ A block ```sh is run as it is. The word after sh says what a machine of tests do
 gpu     Snakemake plans it (-n), and `llmpipe finetune --dry-run` looks at the CPU
 serve   the server is started, has to answer, and is ended
 setup   make says what it would do (-n), in the repository; pip is left out
+gsm8k   a test of its own makes the data first
 """
 
 import json
@@ -75,6 +76,8 @@ def run_block(block: Block, folder: Path, **more: str) -> str:
             return "".join(succeeded(line.replace("make", "make -n", 1), REPOSITORY) for line in made)
         case "serve":
             return served(block.text, folder)
+        case "gsm8k":
+            return ""
     raise AssertionError(f"a block of the kind {block.kind}")
 
 

@@ -100,6 +100,11 @@ def test_as_shipped_they_ask_for_the_gpus_of_the_title(page: str, gpus: set[int]
     assert asked == gpus
 
 
+def test_the_readme_plans_the_shipped_run(shipped: Path) -> None:
+    (block,) = blocks(REPOSITORY / "README.md")
+    assert "rule finetune:" in run_block(block, shipped)
+
+
 def test_a_cluster_is_asked_for_what_the_page_says(shipped: Path) -> None:
     (plan, *others) = blocks(REPOSITORY / "docs/slurm.md")
     for block in others:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -28,6 +29,8 @@ RECIPE = Recipe(
     precision="fp32",
     save_every=50,
 )
+
+ZERO_BUBBLE = pytest.mark.skipif(torch.__version__ < "2.13", reason="zero-bubble is refused on this torch")
 
 
 def make_job(checkpoint: Path, dataset: Path, run: Path, recipe: Recipe = RECIPE, **layout: Any) -> Job:

@@ -97,6 +97,10 @@ class Cell:
         return self.layout in (*TIED, "one process, tied")
 
     @property
+    def is_zero_bubble(self) -> bool:
+        return self.given.get("pp_schedule") == "zero-bubble"
+
+    @property
     def in_step(self) -> int:
         """Micro-batches of a step on all data ranks together."""
         return self.micro_batches * self.given.get("dp", 1)

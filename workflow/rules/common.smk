@@ -6,7 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from llmpipe import launch
 from llmpipe.errors import UserError
-from llmpipe.project import configs, inputs, needs, options, outputs
+from llmpipe.project import configs, inputs, left_jobs, needs, options, outputs
 
 
 def told(look_up, *arguments):

@@ -47,7 +47,7 @@ class Observer:
         """A step begins."""
         if step == self.first:
             gpu = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
-            self.profiler = profile(activities=[ProfilerActivity.CPU, *gpu])
+            self.profiler = profile(activities=[ProfilerActivity.CPU, *gpu], acc_events=True)
             self.profiler.start()
         self.seconds.update(dict.fromkeys(PHASES, 0.0))
         self.since = self._now()
