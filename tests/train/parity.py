@@ -64,6 +64,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "DP4, hybrid": {"dp": 4, "data_parallel": "hybrid", "nodes": 2},
     "CP2 x DP2, hybrid": {"cp": 2, "dp": 2, "data_parallel": "hybrid", "nodes": 2},
     "CP2 x TP2 x PP2": {"cp": 2, "tp": 2, "pp": 2},
+    "CP2 x TP2 x PP2 x DP2": {"cp": 2, "tp": 2, "pp": 2, "dp": 2},
 }
 TIED: dict[str, dict[str, Any]] = {"PP2, tied": {"pp": 2}}
 """Of models whose embedding is also the head, which the first and the last stage then both hold."""
@@ -119,13 +120,13 @@ def cells(layout: str) -> list[Cell]:
 
 
 def in_turn() -> list[Cell]:
-    """One of each layout: family and packing take turns; two ranks have many micro-batches, more ranks few."""
+    """One of each layout of up to eight ranks: family and packing take turns; two have many micro-batches, more few."""
     found = []
     for number, (layout, given) in enumerate((LAYOUTS | TIED).items()):
         num_ranks = math.prod(given.get(axis, 1) for axis in ("tp", "pp", "cp", "dp"))
-        of_layout = cells(layout)
-        few, many = of_layout[:4], of_layout[4:]
-        found.append((many if num_ranks == 2 else few)[number % 4])
+        few, many = cells(layout)[:4], cells(layout)[4:]
+        if num_ranks <= 8:
+            found.append((many if num_ranks == 2 else few)[number % 4])
     return found
 
 
