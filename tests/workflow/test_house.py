@@ -65,7 +65,7 @@ def test_slurm_profile() -> None:
     profile = yaml.safe_load((ROOT / "slurm/config.yaml").read_text())
     assert profile["executor"] == "slurm" and profile["retries"] >= 1 and profile["jobs"]
     assert "slurm-array-jobs" not in profile and profile["slurm-no-requeue"] is True
-    assert profile["keep-incomplete"]  # what its absence does, only a node that hangs shows: tests/cluster/test_drills.py
+    assert profile["keep-incomplete"]  # why: the node that hangs in tests/cluster/test_drills.py
     assert (ROOT / "demo/slurm").resolve() == ROOT / "slurm"
     # A workflow profile of this name would be merged into --profile slurm, block by block.
     assert not any((ROOT / folder).exists() for folder in ("workflow/profiles", "profiles", "default"))
