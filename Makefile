@@ -74,6 +74,7 @@ lint: $(LINTERS)
 
 drill: $(INSTALLED)
 	LLMPIPE_SLOW=yes OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3600 -m slow
+	LLMPIPE_SLOW=yes .ci/sanitize
 	$(BIN)/python benchmarks/layout_parity.py
 	$(BIN)/python benchmarks/planted_faults.py
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
