@@ -27,25 +27,25 @@ from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe
 from llmpipe.train.job import Job
 from llmpipe.train.loop import train
-from slurm_plugin import sbatch_line
+from slurm_plugin import sbatch_line, training
 
 TWO_NODES = ["--nodes", "2", "--dp", "2", "--master"]
 
 
 def test_one_node_is_one_task_with_its_gpus() -> None:
-    line = sbatch_line(Layout(nodes=1, gpus_per_node=8))
+    line = sbatch_line(training(Layout(nodes=1, gpus_per_node=8)))
     assert "--nodes=1" in line and "--gpus=8" in line and "--gpus-per-node=8" in line and "--cpus-per-task=16" in line
     assert "--ntasks-per-gpu" not in line and "--signal=TERM@120" in line
 
 
 def test_four_nodes_have_one_launcher_each() -> None:
-    line = sbatch_line(Layout(nodes=4, gpus_per_node=8, tp=8, pp=4))
+    line = sbatch_line(training(Layout(nodes=4, gpus_per_node=8, tp=8, pp=4)))
     assert "--nodes=4" in line and "--ntasks=4" in line and "--gpus=32" in line and "--gpus-per-node=8" in line
     assert "--ntasks-per-gpu" not in line
 
 
 def test_cpu_processes_ask_for_no_gpu() -> None:
-    assert "gpu" not in sbatch_line(Layout(gpus_per_node=4, device="cpu"))
+    assert "gpu" not in sbatch_line(training(Layout(gpus_per_node=4, device="cpu")))
 
 
 @pytest.fixture

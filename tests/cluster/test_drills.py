@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from drill_project import RECORD, DrillProject, assert_same
+from drill_project import RECORD, RUN, DrillProject, assert_same
 
 URGENT = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
 
@@ -172,3 +172,15 @@ def test_a_corpus_in_parts_over_nodes(project: DrillProject, undisturbed: DrillP
     assert len(nodes) == 3 and len(set(nodes)) == 2
     for name in files:
         assert (project.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes()
+
+
+def test_what_follows_a_training_are_jobs_too(undisturbed: DrillProject) -> None:
+    """Evaluation, export and report, each checked and on a node."""
+    undisturbed.slurm.up()
+    known = {job for job, *_ in undisturbed.slurm.jobs("-t", "all")}
+    undisturbed.start(f"report_{RUN}")
+    undisturbed.finish()
+    new = [each for each in undisturbed.slurm.jobs("-t", "all") if each[0] not in known]
+    rules = sorted((comment.split("_wildcards")[0], state) for _, state, _, comment in new)
+    assert rules == [(f"rule_{rule}", "COMPLETED") for rule in ("evaluate", "export", "report")], undisturbed.story()
+    assert RUN in (undisturbed.run / "report.html").read_text()

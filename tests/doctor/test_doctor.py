@@ -6,11 +6,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from llmpipe.cli import group
 from llmpipe.cli.doctor import line
-from llmpipe.doctor import gpu, installed, machine, torch_probe
+from llmpipe.doctor import doctor, gpu, installed, machine, torch_probe
 from llmpipe.doctor.doctor import torch_findings
 from llmpipe.doctor.finding import Finding, told_by
 from llmpipe.doctor.slurm import slurm
@@ -262,7 +262,7 @@ def test_the_server() -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Answers)
-    thread = Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever)
     thread.start()
     uri = f"http://127.0.0.1:{server.server_port}"
     try:
@@ -288,6 +288,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmpipe.doctor.machine.FULL_DISK", 1 << 80)
     done = CliRunner().invoke(group, ["doctor"])
     assert done.exit_code == 1 and "\nmend  disk " in done.stdout and done.stdout.endswith("\n1 to mend\n")
+
+
+def test_a_file_system_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "SECONDS", 0.5)
+    monkeypatch.setattr(machine, "disk", lambda folder: threading.Event().wait())
+    (disk,) = [finding for finding in doctor.examine(tmp_path, None) if finding.name == "disk"]
+    assert disk.verdict == "mend" and disk.found == "no answer within 0.5 s"
 
 
 def test_a_line() -> None:

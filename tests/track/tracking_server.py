@@ -1,7 +1,6 @@
 """`mlflow server` as a process of its own, that can be killed and started again, and whose answers can be held back."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from followers import until
+
+KEEPER = """
+import os, signal, subprocess, sys
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+sys.stdin.read()
+os.killpg(server.pid, signal.SIGKILL)
+"""
+"""Starts a server and kills it with its workers when its own input ends, as it does when the tests are killed."""
 
 
 class Server:
@@ -32,8 +39,9 @@ class Server:
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
-            )
+                [sys.executable, "-c", KEEPER, *command],
+                env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
+            )  # fmt: skip
         until(self.answers, (self.folder / "server.log").read_text())
 
     def answers(self) -> bool:
@@ -45,8 +53,7 @@ class Server:
     def kill(self) -> None:
         """With its workers, in the middle of whatever they do."""
         if self.process:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            self.process.communicate()
             self.process = None
 
 

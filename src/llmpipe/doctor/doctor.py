@@ -1,39 +1,60 @@
 """All checks, in the order in which they are told."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmpipe.doctor import gpu, installed, machine, slurm, store
-from llmpipe.doctor.finding import Finding
+from llmpipe.doctor.finding import Finding, mend
 from llmpipe.doctor.gpu import DriverGpu
 
-SECONDS = 7
-Check = Callable[[], Iterator[Finding]]
+SECONDS = 7.0
+T = TypeVar("T")
 
 
 def examine(folder: Path, uri: str | None) -> list[Finding]:
     """What this machine can do. Whatever may hang is given up in time, and all is asked at once."""
     deadline, probe = time.monotonic() + SECONDS, gpu.start_probe()
-    around: list[Check] = [
-        installed.python,
-        installed.packages,
-        installed.helpers,
-        machine.cores,
-        lambda: machine.disk(folder),
-        machine.shared_memory,
-        slurm.slurm,
-        lambda: store.store(uri),
-    ]
-    with ThreadPoolExecutor() as pool:
-        driver = pool.submit(gpu.gpus_of_driver)
-        found = [*pool.map(lambda check: [*check()], around)]
-        facts = gpu.read_probe(probe, deadline - time.monotonic())
+    driver = in_background(gpu.gpus_of_driver)
+    around = {
+        "CPU": in_background(lambda: [*machine.cores()]),
+        "disk": in_background(lambda: [*machine.disk(folder)]),
+        "/dev/shm": in_background(lambda: [*machine.shared_memory()]),
+        "Slurm": in_background(lambda: [*slurm.slurm()]),
+        "MLflow": in_background(lambda: [*store.store(uri)]),
+    }
+    here = [*installed.python(), *installed.packages(), *installed.helpers()]
+    facts = gpu.read_probe(probe, deadline - time.monotonic())
     about_torch = [facts] if isinstance(facts, Finding) else [*torch_findings(facts, driver.result())]
-    return [*chain(*found[:3]), *about_torch, *chain(*found[3:])]
+    found = [findings(name, asked, deadline) for name, asked in around.items()]
+    return [*here, *about_torch, *chain(*found)]
+
+
+def in_background(function: Callable[[], T]) -> "Future[T]":
+    """Call a function in a thread that the program does not wait for at its end, as it does for an executor's."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def findings(name: str, asked: "Future[list[Finding]]", deadline: float) -> list[Finding]:
+    """What a check has found by then, or that it has not."""
+    try:
+        return asked.result(max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        advice = "a file system that hangs, or a name server? df -h, and ls in this folder, show which"
+        return [mend(name, f"no answer within {SECONDS:g} s", advice)]
 
 
 def torch_findings(facts: dict[str, Any], known: list[DriverGpu]) -> Iterator[Finding]:
