@@ -84,6 +84,14 @@ def test_seven_billion_parameters_on_one_gpu_are_here_a_few_on_the_cpu(tiny: Pat
     assert (tiny / "results/runs/one_gpu/export/README.md").exists()
 
 
+@pytest.mark.slow
+def test_eight_gpus_are_here_a_few_processes(tiny: Path) -> None:
+    for block in blocks(HOWTO / "eight-gpus.md"):
+        succeeded(block.text, tiny)
+    made = ("llama2_7b/export/README.md", "a/run.json", "b/run.json")
+    assert all((tiny / "results/runs" / file).exists() for file in made)
+
+
 @pytest.mark.parametrize("page", ["own-corpus", "own-chats"])
 def test_own_texts_and_chats_become_tokens(page: str, tiny: Path) -> None:
     for block in blocks(HOWTO / f"{page}.md"):
