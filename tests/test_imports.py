@@ -91,7 +91,7 @@ def test_the_workflow_imports_look_ups_only() -> None:
     assert found.pop("common.smk") == {
         "llmpipe import launch",
         "llmpipe.errors import UserError",
-        "llmpipe.project import configs, inputs, needs, options, outputs",
+        "llmpipe.project import configs, inputs, left_jobs, needs, options, outputs",
     }
     assert not any(found.values()), f"look-ups stand in common.smk: {found}"
 
