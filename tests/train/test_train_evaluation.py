@@ -3,7 +3,7 @@
 import json
 import sys
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from llmpipe.errors import UserError
 from llmpipe.evaluate.perplexity import model_perplexity
 from llmpipe.families import FAMILIES
 from llmpipe.inference.forward import Engine
+from llmpipe.train import evaluation, loop
 from llmpipe.train.job import Job
 from llmpipe.train.preflight import preflight
 
@@ -112,6 +113,22 @@ def test_changes_nothing_of_the_training_and_is_exact_under_resume(single, check
     of_all_attempts = sum(line["seconds"] + line.get("eval_seconds", 0.0) for line in run_job(resumed))
     record = json.loads((resumed.run / "run.json").read_text())
     assert record["seconds"] == pytest.approx(of_all_attempts, abs=1e-3)
+
+
+@pytest.mark.parametrize("layout", [{}, {"tp": 2, "pp": 2}], ids=str)
+def test_a_training_that_has_to_stop_does_not_evaluate_to_the_end(
+    layout, single, checkpoint, dataset, tmp_path, monkeypatch
+) -> None:
+    """The time until a job's limit is for saving."""
+    job = evaluated_job(checkpoint, dataset, tmp_path / "run", replace(RECIPE_64, eval_every=1), **layout)
+    with monkeypatch.context() as patch:
+        answers = chain([False], repeat(True))  # asked to stop while it evaluates
+        patch.setattr(evaluation, "LOOKS_EVERY", 1)
+        patch.setattr(loop, "asked_to_stop", lambda run: next(answers))
+        (line,) = run_job(job)
+    assert line["step"] == 1 and not any(key.startswith("eval_") for key in line)
+    assert [line["step"] for line in run_job(job) if "eval_loss" in line] == [2, 3, 4]
+    torch.testing.assert_close(losses(run_job(job)), losses(single[1]), rtol=1e-5, atol=0)
 
 
 def test_accuracy_of_a_step_is_transformers(single, checkpoint, dataset) -> None:

@@ -5,6 +5,7 @@ N tokens of a micro-batch, H hidden.
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,9 @@ from llmpipe.parallel.data import drop_gathered
 from llmpipe.parallel.groups import Groups
 from llmpipe.train.job import Job
 from llmpipe.train.tally import Tally, perplexity
+
+LOOKS_EVERY = 16
+"""Micro-batches between two looks at whether the training has to stop: pipeline stages wait for each other then."""
 
 
 def held_out_data(job: Job) -> tuple[dict[Path, float], list[float]]:
@@ -50,11 +54,18 @@ class Evaluation:
         )
 
     @torch.no_grad()
-    def run(self, model: RankModel) -> dict[str, float | None]:
-        """What the model makes of the held-out rows, as metrics have it; all ranks call it together."""
+    def run(self, model: RankModel, has_to_stop: Callable[[], bool]) -> dict[str, float | None]:
+        """What the model makes of the held-out rows, as metrics have it; all ranks call it together.
+
+        Nothing, if the training has to stop, which is asked of all ranks together: saving comes first.
+        """
         start, device = time.perf_counter(), self.groups.device
         sums = torch.zeros(2, dtype=torch.float64, device=device)  # Σ w·ℓ, Σ w of this rank
         for i in range(self.num_micro_batches):
+            if i % LOOKS_EVERY == 0 and has_to_stop():
+                drop_gathered(model)
+                self.tally.take()
+                return {}
             batch = self.loader.step(i).to(device)
             loss = self._loss(model, *next(batch.micro_batches()))
             if self.groups.is_last_stage:

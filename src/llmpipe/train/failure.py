@@ -51,14 +51,13 @@ def has_to_end(run: Path) -> bool:
 
 def digest(run: Path, nodes: int = 1) -> str:
     """What the launcher says: which rank failed first, where, why, after which step."""
-    told = read(run)
+    told, step = read(run), _last_step(run)
     if not told:
         absent = f", or not all of the {nodes} nodes were there" if nodes > 1 else ""
-        return f"a rank ended without a word (killed, perhaps for its memory){absent}"
+        return f"after step {step}: a rank ended without a word (killed, perhaps for its memory){absent}"
     said = f"rank {told['rank']} on {told['host']}: {told['error']}"
     if told["silent"]:
         said = f"{told['silent']} did not answer and hangs or is dead; then {said}"
-    step = _last_step(run)
     return f"after step {step}: {said}"
 
 

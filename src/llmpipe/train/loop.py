@@ -58,7 +58,7 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
         told = take_step(trainer, done)
         done += 1
         if trainer.evaluation and is_due(recipe.eval_every, done):
-            told.measured.update(trainer.evaluation.run(trainer.model))
+            told.measured.update(trainer.evaluation.run(trainer.model, lambda: has_to_stop(job)))
             observer.lap("evaluate")
         stop, save = orders(job, saver.minutes)
         metrics.add(told)
@@ -181,6 +181,11 @@ def orders(job: Job, minutes: float) -> tuple[bool, bool]:
     if not is_held:
         raise UserError(lease.lost(job.run))
     return stop, save
+
+
+def has_to_stop(job: Job) -> bool:
+    """Asked to stop? On all ranks alike."""
+    return from_rank_0(lambda: asked_to_stop(job.run))[0]
 
 
 def check_lease(job: Job) -> None:
