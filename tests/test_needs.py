@@ -74,6 +74,13 @@ def test_an_evaluation_takes_its_gpus_or_the_model() -> None:
     assert needs.evaluate_memory("llama2_7b") == 4000 + megabytes(5.2 * PARAMETERS_7B)
 
 
+def test_a_report_takes_the_index_of_its_data() -> None:
+    assert (needs.report_memory("llama2_7b"), needs.report_minutes("llama2_7b")) == (4000, 30)
+    make(Path("results/models/llama2_7b/corpora/text.bin"), 90_000_000_000)
+    make(Path("results/models/llama2_7b/corpora/text.idx"), 2_000_000_000)
+    assert (needs.report_memory("llama2_7b"), needs.report_minutes("llama2_7b")) == (10_000, 30 + 31)
+
+
 def test_time_goes_by_bytes(config: Path) -> None:
     assert needs.model_minutes("llama2_7b") == 30 + ceil(megabytes(4 * PARAMETERS_7B) / 3000)
     make(Path("weights/llama-2-7b/consolidated.00.pth"), 90_000_000_000)

@@ -17,5 +17,8 @@ rule report:
         ),
     log:
         "logs/report/{run}.log",
+    resources:
+        mem_mb=by("run", needs.report_memory),
+        runtime=by("run", needs.report_minutes),
     shell:
         "llmpipe report results/runs/{wildcards.run} --output {output} --log {log}"

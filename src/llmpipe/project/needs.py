@@ -14,7 +14,7 @@ from llmpipe.families import FAMILIES, Shape, from_hf_config, layer_of, named_si
 from llmpipe.files import matching, read_json
 from llmpipe.project.configs import corpus, layout, model, recipe_file, run
 from llmpipe.project.options import evaluate_gpus
-from llmpipe.project.outputs import fetched
+from llmpipe.project.outputs import dataset_files, fetched
 from llmpipe.recipe import Recipe
 from llmpipe.yaml_file import load
 
@@ -31,6 +31,8 @@ WHOLE_FP32 = 1.3 * 4
 MOST_OF_A_CHECK = 200_000
 BLOCKS_FP32 = 3 * 4
 """Bytes an element of the largest block: one of either side, and one that is being read."""
+REPORT_INDEX = 3
+"""Bytes for each one of a dataset's .idx files, of a report, which packs all chats; 2.4 measured, of two million."""
 START, WEIGHTS_A_MINUTE, TEXT_A_MINUTE = 30, 3_000, 30
 """Minutes whatever the size; MB that a slow disk gives, and that a slow tokenizer takes."""
 
@@ -69,6 +71,16 @@ def evaluate_memory(run_name: str) -> int:
 def export_memory(run_name: str) -> int:
     """That of its checks."""
     return whole_memory(run(run_name).model)
+
+
+def report_memory(run_name: str) -> int:
+    """Lengths and packed rows of all documents of its data."""
+    return PROCESS + _mb(REPORT_INDEX * sum(_bytes(path) for path in _data(run_name) if path.suffix == ".idx"))
+
+
+def report_minutes(run_name: str) -> int:
+    """To go through its data."""
+    return _minutes(sum(_bytes(path) for path in _data(run_name)))
 
 
 def convert_minutes(model_name: str) -> int:
@@ -111,6 +123,10 @@ def _bytes(path: Path) -> int:
     """Of a file, or of all in a directory; 0 if it is not there yet."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _data(run_name: str) -> list[Path]:
+    return [Path(file) for file in dataset_files(run_name)]
 
 
 def _corpus_bytes(corpus_name: str) -> int:
