@@ -102,6 +102,7 @@ def test_when_the_second_node_is_killed_the_first_one_waits_for_it(nodes: Nodes,
     assert_resumed_after_step_10(nodes, undisturbed)
 
 
+@pytest.mark.slow
 def test_when_the_first_node_is_killed_the_second_one_ends_and_both_go_on(nodes: Nodes, undisturbed: Path) -> None:
     first, second = nodes.start(0), nodes.start(1)
     wait_for_step(nodes.run, 12)

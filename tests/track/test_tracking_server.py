@@ -100,6 +100,7 @@ def test_killed_and_started_again(server: Server, arguments: list[str], tmp_path
     assert_all_is_there_once(run, server.uri)
 
 
+@pytest.mark.slow
 def test_down_until_the_training_has_ended(
     server: Server, arguments: list[str], tmp_path: Path, undisturbed: Path
 ) -> None:
