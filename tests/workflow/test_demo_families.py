@@ -25,6 +25,9 @@ def snakemake(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's folder with the cards of all families."""
