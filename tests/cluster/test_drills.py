@@ -3,9 +3,11 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from browser import LAPTOP, SCREENS, Browser
 from drill_project import RECORD, RUN, DrillProject, assert_same
 
 URGENT = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
@@ -184,3 +186,24 @@ def test_what_follows_a_training_are_jobs_too(undisturbed: DrillProject) -> None
     rules = sorted((comment.split("_wildcards")[0], state) for _, state, _, comment in new)
     assert rules == [(f"rule_{rule}", "COMPLETED") for rule in ("evaluate", "export", "report")], undisturbed.story()
     assert RUN in (undisturbed.run / "report.html").read_text()
+
+
+def test_snakemakes_report_in_a_browser(undisturbed: DrillProject, browser: Browser) -> None:
+    """Its categories and what is in one; it asks nobody for anything, and nothing fails in it."""
+    command = [sys.executable, "-m", "snakemake", "-c", "1", "--report", "report.html", f"report_{RUN}"]
+    subprocess.run(command, cwd=undisturbed.folder, env=undisturbed.slurm.environment, check=True)
+    with browser.page(LAPTOP, False) as page:
+        page.go((undisturbed.folder / "report.html").as_uri())
+        for category in ("Evaluation", "Runs", "Verification"):
+            page.wait_for(f"!!({link(category)})")
+        page.value(f"{link('Runs')}.click()")
+        page.wait_for(f"document.body.innerText.includes({RUN!r})")
+        assert page.problems == []
+        assert all(request.startswith(("file:", "data:", "blob:")) for request in page.requests)
+        if SCREENS:
+            page.screenshot(SCREENS / "snakemake-report.png", whole=False)
+
+
+def link(text: str) -> str:
+    """The link of that text, in JavaScript."""
+    return f"[...document.querySelectorAll('a')].find(one => one.innerText.trim() == {text!r})"
