@@ -31,9 +31,7 @@ def test_preemption(project: DrillProject, undisturbed: DrillProject) -> None:
     project.start()
     saved = project.until_saved()
     first, _ = project.training()
-    project.slurm.call(
-        "sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 5"
-    )
+    project.slurm.call("sbatch", *URGENT)
     assert project.until_resumed() > saved
     assert project.training()[0] != first
     project.finish()
