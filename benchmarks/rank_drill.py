@@ -3,8 +3,9 @@
     python benchmarks/rank_drill.py DIRECTORY [--ranks 8] [--kills 20] [--in-saves 5] [--seed 0] [--more]
 
 Ranks are killed with kill -9, drawn at random, at random moments, some of them while a checkpoint is being written.
---more: also a rank that is stopped (SIGSTOP) and so hangs, a checkpoint for which one rank finds no room (its files may
-not grow, by its own resource limit), and a flipped byte in the newest checkpoint before another kill.
+--more: also ranks killed again while they start and resume, a rank that is stopped (SIGSTOP) and so hangs, a checkpoint
+for which one rank finds no room (its files may not grow, by its own resource limit), a flipped byte in the newest
+checkpoint before another kill, and a kill while the trained weights are published.
 """
 
 import argparse
@@ -36,6 +37,8 @@ from llmpipe.yaml_file import load
 SAVE_EVERY, MICRO_BATCH, SPLIT = 3, 2, "98,1,1"
 PATIENCE = 600.0
 """Seconds in which whatever is waited for has to happen."""
+STARTING_SECONDS = 3.0
+"""For each rank: within as many they start and resume, where there are two cores."""
 
 
 def make_inputs(folder: Path, steps: int) -> None:
@@ -90,6 +93,11 @@ class Training:
     def steps(self) -> int:
         live = self.run / "live.jsonl"
         return live.read_bytes().count(b"\n") if live.exists() else 0
+
+    @property
+    def attempts(self) -> int:
+        """Those that went on from a checkpoint."""
+        return (self.run / "log.txt").read_text().count("resumed after step")
 
     def rank(self, number: int) -> int | None:
         """The process of a rank."""
@@ -148,6 +156,29 @@ def kill(training: Training, number: int, in_save: bool, draw: random.Random) ->
     return f"rank {number} killed {where}", bool(begun)
 
 
+def kill_again(training: Training, ranks: int, draw: random.Random) -> str:
+    """A rank is killed, and then one of the attempt that follows, which starts, resumes or goes on."""
+    training.step_on(1)
+    before, number = training.attempts, draw.randrange(ranks)
+    os.kill(pid := training.pid(number), signal.SIGKILL)
+    training.until(lambda: training.rank(number) not in (pid, None), f"another start of rank {number}")
+    seconds = draw.uniform(0, STARTING_SECONDS * ranks)
+    time.sleep(seconds)
+    resumed = training.attempts > before
+    os.kill(pid := training.pid(number), signal.SIGKILL)
+    training.until(lambda: training.rank(number) != pid, f"the end of rank {number}")
+    return f"rank {number} killed, again after {seconds:.0f} s, {'' if resumed else 'not yet '}resumed"
+
+
+def kill_at_end(training: Training, number: int) -> str:
+    """A rank is killed while the trained weights are written."""
+    training.step_on(1)
+    pid = training.pid(number)
+    training.until((training.run / ".weights.part").exists, "publishing", 0.0)
+    os.kill(pid, signal.SIGKILL)
+    return f"rank {number} killed while the weights were published"
+
+
 def flip(training: Training, number: int, draw: random.Random) -> str:
     """A byte of the newest checkpoint changes, and a rank is killed at once: it is gone on from the one before."""
     for _ in range(5):
@@ -192,11 +223,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def drill(folder: Path, ranks: int, kills: int, in_saves: int, seed: int, more: bool = False) -> list[str]:
     """All of it, in lines; SystemExit at the first thing that is not as it should be."""
-    draw, lines, steps = random.Random(seed), list[str](), (kills + in_saves + 6 * more + 1) * 2 * SAVE_EVERY
+    draw, lines, steps = random.Random(seed), list[str](), (kills + in_saves + 12 * more + 1) * 2 * SAVE_EVERY
     make_inputs(folder, steps)
     train_undisturbed(folder, ranks)
     start = time.monotonic()
-    training = Training(finetune(folder, "run", ranks, 3 * kills + 10), folder / "run")
+    training = Training(finetune(folder, "run", ranks, 3 * kills + 20), folder / "run")
 
     def tell(line: str) -> None:
         lines.append(line)
@@ -209,9 +240,12 @@ def drill(folder: Path, ranks: int, kills: int, in_saves: int, seed: int, more: 
         in_save_each.append(in_save)
         left = left[1:] if in_save or not left[0] else left  # too late: again
     if more:
+        for _ in range(5):
+            tell(kill_again(training, ranks, draw))
         tell(flip(training, draw.randrange(ranks), draw))
         tell(fill(training, draw.randrange(1, ranks)))
         tell(stop(training, draw.randrange(ranks)))
+        tell(kill_at_end(training, draw.randrange(ranks)))
     if code := training.process.wait():
         raise SystemExit(f"after {lines}, it ended with {code}")
     ours, expected = weights(folder / "run"), weights(folder / "undisturbed")
@@ -222,9 +256,8 @@ def drill(folder: Path, ranks: int, kills: int, in_saves: int, seed: int, more: 
         raise SystemExit(f"after {lines}, the metrics have the steps {told}")
     if (folder / "run/failure.json").exists():
         raise SystemExit(f"after {lines}, it still tells of a failure: {(folder / 'run/failure.json').read_text()}")
-    resumed = (folder / "run/log.txt").read_text().count("resumed after step")
-    lasted = f"{len(in_save_each)} kills, {sum(in_save_each)} in saves, {resumed} times resumed from a checkpoint,"
-    lasted += f" in {time.monotonic() - start:.0f} s"
+    lasted = f"{len(in_save_each)} kills, {sum(in_save_each)} in saves, {training.attempts} times resumed from a"
+    lasted += f" checkpoint, in {time.monotonic() - start:.0f} s"
     return [*lines, f"{lasted}; {steps} steps, each once, and the weights of an undisturbed run, bit for bit"]
 
 
