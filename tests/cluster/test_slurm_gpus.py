@@ -3,7 +3,10 @@
 The devices are fake, Slurm's counting is not.
 """
 
+import re
 import shlex
+from getpass import getuser
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +17,7 @@ from llmpipe.launch import Place, _srun
 from llmpipe.layout import Layout
 from slurm_plugin import job, sbatch_line, srun_line, training
 
+DOCS = Path(__file__).parents[2] / "docs"
 KIND = {"gpu_model": "h100", "slurm_extra": "--gpus-per-node=h100:4 --signal=TERM@120"}
 """As slurm/config.yaml has it in its comments; tests/workflow takes it from there."""
 PROFILES: list[dict[str, Any]] = [{}, KIND, {"constraint": "80gb"}]
@@ -55,3 +59,24 @@ def test_a_kind_that_no_node_has_is_refused(slurm: PrivateSlurm) -> None:
     line = sbatch_line(training(Layout(gpus_per_node=4).resolved(), **KIND | {"gpu_model": "h900"}))
     with pytest.raises(RuntimeError, match=r"Requested node configuration is not available|Invalid generic resource"):
         slurm.call(*shlex.split(line), "--wrap=true")
+
+
+def test_the_doctor_runs_on_a_node(slurm: PrivateSlurm) -> None:
+    """A command of docs/doctor.md, as it stands there."""
+    slurm.up()
+    command = "srun --gpus=1 llmpipe doctor"
+    assert f"`{command}`" in (DOCS / "doctor.md").read_text()
+    said = slurm.call("bash", "-c", command)
+    assert re.search("(?m)^ok +torch ", said) and re.search("(?m)^ok +partition main ", said)
+
+
+def test_jobs_are_found_by_what_they_make_and_where(slurm: PrivateSlurm, tmp_path: Path) -> None:
+    """A command of docs/slurm.md, as it stands there."""
+    slurm.up()
+    command = "squeue -u $USER -o '%i %k %T %Z'"
+    assert f"`{command}`" in (DOCS / "slurm.md").read_text()
+    asked = ("--parsable", "--hold", "--output=/dev/null", f"--chdir={tmp_path}", "--comment=rule_finetune_wildcards_a")
+    number = slurm.call("sbatch", *asked, "--wrap=true").strip()
+    said = slurm.call("bash", "-c", command, USER=getuser()).splitlines()
+    assert f"{number} rule_finetune_wildcards_a PENDING {tmp_path}" in said
+    slurm.cancel_jobs()

@@ -43,6 +43,17 @@ def blocks(page: Path) -> list[Block]:
     return [Block(*found) for found in re.findall(r"^```sh ?(\w*)\n(.*?)^```", page.read_text(), re.M | re.S)]
 
 
+PROGRAMS = "llmpipe|snakemake|make|mlflow|python|pip|srun|sbatch|squeue|scancel|scontrol|sinfo|touch|export|git"
+"""What commands inside sentences begin with."""
+
+
+def inline(page: Path, program: str = rf"(?:{PROGRAMS}) ") -> list[str]:
+    """What a page says in `...`, in its sentences and tables, that begins so: commands of more than one word."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+    return [span for span in spans if re.match(program, span)]
+
+
 def environment(**more: str) -> dict[str, str]:
     """This one, with this Python's programs on the PATH."""
     return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | more

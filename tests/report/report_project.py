@@ -1,6 +1,8 @@
 """A project's folder with a model, datasets and runs, written by hand and by the library's own writers."""
 
 import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +132,74 @@ def export(run: Path) -> None:
     (run / "export/check.json").write_text(json.dumps({"checks": []}))
     source = {"path": str(run / "weights"), "digest": manifest.read(run / "weights").digest, "format": {"to": "hf"}}
     manifest.write(run / "export", "export", source)
+
+
+def make_full_run(project: Path, name: str, seed: int = 0, **recipe: Any) -> Path:
+    """A run of 300 steps as a cluster leaves it: evaluated, exported, resumed, logged, and its numbers are noisy."""
+    run = make_run(project, name, steps=300, seq_len=64, eval_every=25, precision="fp16", **recipe)
+    models, logs, draw = project / "results/models/m", project / "logs", random.Random(seed)
+    held_out = models / "corpora/held_out"
+    if not held_out.with_name("held_out.idx").exists():
+        lengths = random.Random(0)
+        make_chats(models / "corpora/c", [[USER] * 3 + [ASSISTANT] * lengths.randint(2, 55) for _ in range(400)])
+        make_texts(held_out, [int(lengths.lognormvariate(4, 1)) + 2 for _ in range(60)])
+    record = json.loads((run / "run.json").read_text())
+    for key, prefix in (("data", models / "corpora/c"), ("validation", held_out)):
+        told = f"results/models/m/corpora/{prefix.name}"
+        record[key] = [{"prefix": told, "weight": 1.0, "digest": dataset_manifest.digest(prefix)}]
+    record |= {
+        "steps": 300, "seconds": 5400.0, "layout": record["layout"] | {"gpus_per_node": 8, "dp": 4, "device": "cuda"},
+        "origin": {"command": f"llmpipe finetune config/recipes/{name}.yaml", "host": "node7"},
+    }  # fmt: skip
+    (run / "run.json").write_text(json.dumps(record))
+    lines = [_full_line(step, record["recipe"]["lr"], 120 + 40 * seed, draw) for step in range(1, 301)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "log.txt").write_text("INFO resumed after step 100 from checkpoints/a\n")
+    evaluate(run, after=8.0 + seed)
+    export(run)
+    _make_logs(logs, name)
+    return run
+
+
+def _full_line(step: int, lr: float, overflow: int, draw: random.Random) -> dict[str, Any]:
+    """A step's line with every number that there is; that of the overflow is skipped, and some are evaluated."""
+
+    def near(value: float, share: float) -> float:
+        return value * (1 + draw.uniform(-share, share))
+
+    skipped, warm = step == overflow, min(1.0, step / 20)
+    loss = near(2 + 6 * math.exp(-step * lr * 20), 0.04)
+    line = {
+        "step": step, "loss": None if skipped else loss, "perplexity": math.exp(loss), "accuracy": near(1 / loss, 0.05),
+        "assistant_accuracy": near(1.2 / loss, 0.05), "lr": lr * warm * (1 + math.cos(math.pi * step / 300)) / 2,
+        "grad_norm": None if skipped else near(3 / step**0.3, 0.3), "loss_scale": 32768.0 * (1 + (step < overflow)),
+        "skipped": "its gradients overflow fp16" if skipped else None, "skipped_steps": int(step >= overflow),
+        "tokens": 2048 * step, "epoch": step / 150, "tokens_per_second": near(31000 * warm**0.2, 0.05),
+        "tokens_per_second_per_gpu": 3875.0, "mfu_full": near(0.44, 0.03), "mfu_causal": near(0.41, 0.03),
+        "memory_bytes": int((50 + 2 * warm + 1000 * lr) * (1 << 30)), "seconds": 0.07,
+    }  # fmt: skip
+    held_out = {"eval_loss": loss * 1.05, "eval_perplexity": math.exp(loss * 1.05), "eval_accuracy": 0.9 / loss}
+    return line | (held_out | {"eval_seconds": 0.5} if step % 25 == 0 else {})
+
+
+def _make_logs(logs: Path, name: str) -> None:
+    """What the workflow's rules log of each stage, and what Snakemake measured."""
+    ranks = "results/models/m/tp2-pp1"
+    commands = {
+        "convert/m": "weights/m --output results/models/m/checkpoint",
+        "verify/m": "results/models/m/checkpoint --reference weights/m --output results/models/m/verify.json",
+        "tokenize/m.c": "config/corpora/c.yaml --output results/models/m/corpora/c",
+        "tokenize/m.held_out": "config/corpora/held_out.yaml --output results/models/m/corpora/held_out",
+        "shard/m.tp2-pp1": f"results/models/m/checkpoint --tp 2 --pp 1 --output {ranks}",
+        "verify/m.tp2-pp1": f"{ranks} --reference results/models/m/checkpoint --output {ranks}.verify.json",
+        f"finetune/{name}": f"config/recipes/{name}.yaml --model {ranks} --output results/runs/{name}"
+        " --data results/models/m/corpora/c=1 --validation results/models/m/corpora/held_out=1 --nodes 1"
+        " --gpus-per-node 8 --tp 2 --pp 1 --dp 4 --micro-batch 8 --device cuda",
+        f"evaluate/{name}": f"results/runs/{name} --tasks perplexity,piqa --output results/runs/{name}/evaluate",
+        f"export/{name}": f"results/runs/{name} --output results/runs/{name}/export",
+    }
+    for number, (path, arguments) in enumerate(commands.items(), 1):
+        log = logs / f"{path}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"2026-01-01 00:00:00 INFO $ llmpipe {log.parent.name} {arguments} --log logs/{path}.log\n")
+        (logs / f"{path}.benchmark.tsv").write_text(f"s\th:m:s\tmax_rss\n{37.5 * number}\t-\t{900.0 * number}\n")

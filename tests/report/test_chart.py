@@ -20,7 +20,7 @@ from llmpipe.report.chart import (
     thinned,
     unbroken,
 )
-from llmpipe.report.scale import make_axis, short
+from llmpipe.report.scale import labels, make_axis, short
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -40,6 +40,13 @@ def test_short(value: float, text: str) -> None:
     assert short(value) == text
 
 
+def test_the_numbers_of_an_axis_have_one_form() -> None:
+    assert labels([0.0, 5e-4, 1e-3]) == ["0", "5e-4", "1e-3"]
+    assert labels([0.0, 0.001, 0.002]) == ["0", "0.001", "0.002"]
+    assert labels([1e-4, 0.1, 1.0]) == ["1e-4", "0.1", "1"]  # from end to end of a logarithmic one
+    assert labels([]) == []
+
+
 @pytest.mark.parametrize("values", [[0.1, 0.97], [3, 3], [0, 0], [-2, 5], [1e-9, 2e-9], [1, 1e6]])
 def test_an_axis_holds_its_values_between_round_ticks(values: list[float]) -> None:
     axis = make_axis(values, 100)
@@ -54,6 +61,7 @@ def test_a_logarithmic_axis() -> None:
     assert axis.at(1.0) == pytest.approx(100)  # the middle of four powers of ten
     assert axis.ticks == pytest.approx([0.01, 0.1, 1, 10, 100])
     assert make_axis([1.8, 8.2], 200, log=True).ticks == pytest.approx([2, 4, 6, 8])
+    assert make_axis([0.4, 3], 200, log=True).ticks == pytest.approx([0.5, 1, 2, 3])  # some in each half
     assert not make_axis([0.0, 1.0], 200, log=True).log  # there is no logarithm of 0
 
 

@@ -1,18 +1,19 @@
 """The page: what a run's files say is there, what they do not say is told, and nothing is asked of anybody."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from report_project import STEPS, evaluate, export, make_chats, make_run
+from report_project import STEPS, evaluate, export, make_chats, make_full_run, make_run
 
 from llmpipe.cli import group
 from llmpipe.errors import UserError
 from llmpipe.families import named_size
 from llmpipe.report.commands import stages
-from llmpipe.report.curves import charts
+from llmpipe.report.curves import QUANTITIES, charts
 from llmpipe.report.figures import duration, figures, num_parameters
 from llmpipe.report.gather import read_run, read_runs
 from llmpipe.report.lineage import lineage
@@ -104,6 +105,20 @@ def test_no_empty_charts(project: Path) -> None:
     assert "a has no steps to draw yet." in page(read_runs([run]))
 
 
+def test_all_that_a_run_can_have(project: Path) -> None:
+    run = make_full_run(project, "a")
+    drawn = charts(read_runs([run]))
+    assert len(drawn) == len(QUANTITIES)
+    dashed = [" ".join(re.findall(r'<i class="(c\d) dashed"', each)) for each in drawn]
+    assert dashed == ["c1", "c1", *[""] * 6]  # what is held out, in the same colour wherever it is drawn
+    shown = Page(page(read_runs([run])))
+    for name in ("Held-out loss", "resumed from a checkpoint once", "43.", "53 GiB", "its gradients overflow fp16"):
+        assert name in shown.sections["key-figures"]
+    assert "eval_every" not in shown.sections["curves"]
+    assert shown.sections["data"].count("documents by length") == 2
+    assert shown.sections["commands"].count(" GiB") == 9
+
+
 def test_a_run_that_is_training(project: Path) -> None:
     run = make_run(project, "a", finished=False)
     shown = Page(page(read_runs([run])))
@@ -119,7 +134,10 @@ def test_two_runs_side_by_side(project: Path) -> None:
     shown = Page(page(read_runs([a, b])))
     settings = shown.sections["settings"].split()
     assert settings[settings.index("recipe.lr") + 1 :][:2] == ["0.001", "0.5"] and "recipe.seq_len" not in settings
-    assert "b less a" in shown.sections["evaluation"] and "-2 (-25.0 %)  better" in shown.sections["evaluation"]
+    assert (
+        "b less a" in " ".join(shown.sections["evaluation"].split())
+        and "-2 (-25.0 %)  better" in shown.sections["evaluation"]
+    )
     assert shown.sections["verification"].count("logits of tp2-pp1") == 1  # they started from the same weights
     drawn = " ".join(charts(read_runs([a, b])))
     assert 'class="curve c0"' in drawn and 'class="curve c1"' in drawn and ">step<" in drawn

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ from snakemake.benchmark import benchmarked, write_benchmark_records
 from llmpipe.errors import UserError
 from llmpipe.track.describe import in_lines
 from llmpipe.track.folders import subjects
-from llmpipe.track.stages import benchmark
+from llmpipe.track.stages import SEEN_AFTER, benchmark
 from llmpipe.track.subject import flat, metric_name
 
 
@@ -57,10 +58,13 @@ def test_memory_is_what_snakemake_measures(tmp_path: Path) -> None:
     holder.stdout.readline()
     with benchmarked(holder.pid) as record:
         resident = psutil.Process(holder.pid).memory_info().rss
+        time.sleep(SEEN_AFTER)
     holder.communicate(b"\n")
     file = tmp_path / "holder.benchmark.tsv"
     write_benchmark_records([record], str(file), extended_fmt=False)
     assert benchmark(file)["peak_memory_megabytes"] == pytest.approx(resident / 1e6, rel=0.01)
+    file.write_text("s\th:m:s\tmax_rss\n0.43\t0:00:00\t6.00\n")  # of the shell: no command is that small
+    assert benchmark(file) == {"seconds": 0.43}
 
 
 def test_the_stages_of_a_run_are_those_that_left_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

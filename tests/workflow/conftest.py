@@ -49,7 +49,7 @@ def snakemake(project: Path, tmp_path: Path) -> Callable[..., subprocess.Complet
     stub = binaries / "llmpipe"
     stub.write_text(f"#!{sys.executable}\n" + Path(__file__).with_name("stub.py").read_text())
     stub.chmod(0o755)
-    environment = os.environ | {
+    environment = {
         "PATH": f"{binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }
@@ -57,7 +57,7 @@ def snakemake(project: Path, tmp_path: Path) -> Callable[..., subprocess.Complet
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "snakemake", *arguments],
-            cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=project, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     return run

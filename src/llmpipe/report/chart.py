@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from statistics import median
 
-from llmpipe.report.scale import Axis, make_axis, short
+from llmpipe.report.scale import Axis, labels, make_axis, short
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 16, 34
@@ -56,10 +56,10 @@ def _x_axis(values: list[float]) -> Axis:
 def _grid(x_axis: Axis, y_axis: Axis, x_label: str) -> str:
     width, height = x_axis.length, y_axis.length
     lines = [f'<path class="axis" d="M0 {height:g}H{width:g}"/>']
-    for tick in y_axis.ticks:
+    for tick, label in zip(y_axis.ticks, labels(y_axis.ticks), strict=True):
         y = height - y_axis.at(tick)
         lines.append(f'<path class="grid" d="M0 {y:.1f}H{width:g}"/>')
-        lines.append(f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        lines.append(f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     for tick in x_axis.ticks:
         lines.append(f'<text x="{x_axis.at(tick):.1f}" y="{height + 15:g}" text-anchor="middle">{short(tick)}</text>')
     lines.append(f'<text x="{width / 2:g}" y="{height + 30:g}" text-anchor="middle">{escape(x_label)}</text>')

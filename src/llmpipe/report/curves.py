@@ -44,8 +44,8 @@ QUANTITIES = (
         told="How often the next token was the one that the model found likeliest.",
         keys={
             "accuracy": "training",
-            "assistant_accuracy": "the assistant's tokens",
             "eval_accuracy": "held out",
+            "assistant_accuracy": "the assistant's tokens",
         },
         factor=100,
         from_zero=True,
@@ -122,7 +122,7 @@ def curves(quantity: Quantity, runs: list[Run], by_tokens: bool) -> list[Curve]:
                 of_several = f"{run.name}, {label}" if len(quantity.keys) > 1 else run.name
                 name = of_several if several else label
                 color = (run_number if several else key_number) % COLORS
-                found.append(Curve(name, points, color, dashed=key_number > 0))
+                found.append(Curve(name, points, color, dashed=key.startswith(HELD_OUT)))
     return found
 
 

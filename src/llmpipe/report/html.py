@@ -42,7 +42,7 @@ def note(words: str) -> str:
 
 def run_name(number: int, name: str) -> str:
     """A run's name beside its colour in the charts."""
-    return f'<i class="c{number % COLORS}"></i>{text(name)}'
+    return f'<span class="run"><i class="c{number % COLORS}"></i>{text(name)}</span>'
 
 
 __all__ = ["count", "folded", "note", "run_name", "sha", "table", "text", "verdict"]

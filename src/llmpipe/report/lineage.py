@@ -26,7 +26,7 @@ class Step:
 
 def lineage(run: Run) -> list[tuple[str, list[Step]]]:
     """Chains, each with its title: the model's, each dataset's, and what they came to."""
-    data = [(f"Data: {dataset.name}, {dataset.part}", _data(dataset)) for dataset in run.datasets]
+    data = [(f"Data {dataset.name} ({dataset.part})", _data(dataset)) for dataset in run.datasets]
     chains = [("Model", _model(run)), *data, ("Training", _training(run))]
     return [(title, steps) for title, steps in chains if steps]
 

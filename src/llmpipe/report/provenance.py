@@ -9,6 +9,7 @@ from llmpipe.report.figures import duration
 from llmpipe.report.gather import Dataset, Run
 from llmpipe.report.html import count, folded, note, run_name, sha, table, text, verdict
 from llmpipe.report.lineage import Step, lineage
+from llmpipe.report.scale import short
 
 
 def of_each(runs: list[Run], shown: Callable[[Run], str]) -> str:
@@ -49,7 +50,7 @@ def _card(card: dict[str, Any]) -> str:
 
 
 def _measured(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
+    return "" if value is None else short(value) if isinstance(value, float) else f"{value:,}"
 
 
 def data(runs: list[Run]) -> str:
@@ -88,7 +89,7 @@ def origins(runs: list[Run]) -> str:
     for number, run in enumerate(runs):
         for title, steps in lineage(run):
             names.setdefault((title, _chain(steps)), []).append(run_name(number, run.name))
-    heads = [f": {', '.join(own)}" if len(runs) > 1 else "" for own in names.values()]
+    heads = [f" of {', '.join(own)}" if len(runs) > 1 else "" for own in names.values()]
     return "".join(f"<h4>{text(title)}{head}</h4>{chain}" for head, (title, chain) in zip(heads, names, strict=True))
 
 
@@ -116,7 +117,7 @@ def _commands(run: Run) -> str:
             stage.name,
             duration(stage.seconds) if stage.seconds is not None else "",
             f"{stage.peak_mb * 1e6 / (1 << 30):.3g} GiB" if stage.peak_mb else "",
-            f"<code>{text(stage.command)}</code>",
+            f"<code>{_command(stage.command)}</code>",
         ]
         for stage in found
     ]
@@ -126,6 +127,11 @@ def _commands(run: Run) -> str:
             "No logs of the stages were found: run by hand, a command keeps one with <code>--log</code>."
         )
     return told + table(["stage", "took", "peak memory", "command, from the project's folder"], rows, "commands")
+
+
+def _command(words: str) -> str:
+    """A command, in which no line ends in the middle of an option's name."""
+    return " ".join(f"<span>{text(word)}</span>" if word.startswith("--") else text(word) for word in words.split(" "))
 
 
 def _versions(run: Run) -> str:

@@ -73,11 +73,11 @@ def _settings(run: Run) -> dict[str, str]:
 
 def evaluation(runs: list[Run]) -> str:
     """Each metric before and after; of several runs side by side, and the last beside the first."""
-    evaluated = [run for run in runs if run.table]
+    evaluated = [(number, run) for number, run in enumerate(runs) if run.table]
     missing = [note(f"{text(run.name)} has not been evaluated.") for run in runs if not run.table]
     if not evaluated:
         return "".join(missing)
-    shown = _before_after(evaluated[0]) if len(evaluated) == 1 else _side_by_side(evaluated)
+    shown = _before_after(evaluated[0][1]) if len(evaluated) == 1 else _side_by_side(evaluated)
     return shown + "".join(missing)
 
 
@@ -96,8 +96,9 @@ def _before_after(run: Run) -> str:
     return table(["task", "metric", "before", "after", "difference", "documents"], rows, "scores")
 
 
-def _side_by_side(runs: list[Run]) -> str:
-    tables = [{(row["task"], row["metric"]): row for row in (run.table or {"rows": []})["rows"]} for run in runs]
+def _side_by_side(runs: list[tuple[int, Run]]) -> str:
+    """Runs, each with its number among all."""
+    tables = [{(row["task"], row["metric"]): row for row in (run.table or {"rows": []})["rows"]} for _, run in runs]
     rows = []
     for task, metric in dict.fromkeys(key for one in tables for key in one):
         found = [one.get((task, metric)) for one in tables]
@@ -108,7 +109,7 @@ def _side_by_side(runs: list[Run]) -> str:
             100 * difference / abs(first["after"]) if difference is not None and first and first["after"] else None
         )
         rows.append([text(task), text(metric), *cells, _delta(metric, difference, percent)])
-    names = [text(run.name) for run in runs]
+    names = [run_name(number, run.name) for number, run in runs]
     return table(["task", "metric", *names, f"{names[-1]} less {names[0]}"], rows, "scores")
 
 

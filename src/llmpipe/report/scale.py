@@ -51,11 +51,11 @@ def _steps(low: float, high: float) -> list[float]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """Powers of ten, and where there are few of them their halves and fifths too; below one, even steps."""
-    if high < 10 * low:
+    """Powers of ten, and where there are few of them some numbers between them; over a short stretch, even steps."""
+    if high < 6 * low:
         return _steps(low, high)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    factors = (1,) if last - first > 3 else (1, 2, 5)
+    factors = (1,) if last - first > 3 else (1, 2, 5) if high > 10 * low else (1, 2, 3, 5)
     return [
         factor * 10.0**power
         for power in range(first, last + 1)
@@ -64,12 +64,20 @@ def _powers(low: float, high: float) -> list[float]:
     ]
 
 
+def labels(ticks: list[float]) -> list[str]:
+    """The numbers of an axis, all in one form: 8e-4 and 1e-3, not 0.001."""
+    largest, smallest = max(map(abs, ticks), default=0.0), min((abs(tick) for tick in ticks if tick), default=1.0)
+    return [_power(tick) if tick and smallest < 1e-3 and largest < 0.1 else short(tick) for tick in ticks]
+
+
 def short(value: float) -> str:
     """A number in at most four digits or so: 1.25M, 32k, 0.003, 2e-5."""
     for size, suffix in _SUFFIXES:
         if abs(value) >= size * 0.99995:
             return f"{value / size:.3g}{suffix}"
-    if value and abs(value) < 1e-3:
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.4g}"
+    return _power(value) if value and abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def _power(value: float) -> str:
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

@@ -13,6 +13,8 @@ from llmpipe.track.subject import Subject, digest_of, existing, flat, is_number,
 from llmpipe.train.run_folder import MAKE_AGAIN, cards_of, located
 
 MIB = 1 << 20
+SEEN_AFTER = 0.5
+"""Seconds after which Snakemake looks at a job's memory; before that it has seen the shell that starts the command."""
 
 
 def stages(run: Path, record: dict[str, Any], identity: str) -> list[Subject]:
@@ -67,11 +69,14 @@ def benchmark(path: Path) -> dict[str, float]:
         return {}
     row = next(csv.DictReader(path.read_text().splitlines(), delimiter="\t"), {})
     columns = {"s": ("seconds", 1.0), "max_rss": ("peak_memory_megabytes", MIB / 1e6)}
-    return {
+    found = {
         name: float(row[key]) * unit
         for key, (name, unit) in columns.items()
         if row.get(key, "").replace(".", "", 1).isdigit()
     }
+    if found.get("seconds", 1) < SEEN_AFTER:
+        found.pop("peak_memory_megabytes", None)
+    return found
 
 
 def _of_data(run: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
