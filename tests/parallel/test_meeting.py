@@ -22,10 +22,12 @@ def free_port() -> int:
 
 
 def run_rank(rank: int, port: int, seconds: float, ends: str, sender: Connection) -> None:
-    """One of four ranks on two nodes, that fails or hangs when the group is made."""
+    """One of four ranks on two nodes, that fails or hangs when the group is made, or hangs just before."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="4", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
+    if ends == "hangs before":
+        dist.init_process_group = lambda *_, **__: os.kill(os.getpid(), signal.SIGSTOP)
     try:
         store = meeting.meet("gloo", timedelta(minutes=1), timedelta(seconds=seconds))
         said = f"{dist.get_rank()} of {dist.get_world_size()}"
@@ -38,7 +40,7 @@ def run_rank(rank: int, port: int, seconds: float, ends: str, sender: Connection
     except Exception as error:
         said = repr(error)
     sender.send(said)
-    time.sleep(1)  # rank 0 serves the store
+    time.sleep(60)  # rank 0 serves the store; it is killed when all have said something
     os._exit(0)
 
 
@@ -54,7 +56,7 @@ def ranks(seconds: float, ends: dict[int, str]) -> list[str]:
         process.start()
         pipes[rank][1].close()  # so that a rank that dies without a word is not waited for
     try:
-        return [pipes[rank][0].recv() for rank, end in ends.items() if end != "hangs"]
+        return [pipes[rank][0].recv() for rank, end in ends.items() if "hangs" not in end]
     finally:
         for process in started:
             process.kill()
@@ -86,3 +88,12 @@ def test_who_hangs_is_named_by_those_that_fail(hangs: int, named: str, monkeypat
     monkeypatch.setattr(meeting, "FAILURE_SECONDS", 1.0)
     said = ranks(60, {rank: "hangs" if rank == hangs else "fails" for rank in range(4)})
     assert said == [named.format(host=socket.gethostname())] * 3
+
+
+@pytest.mark.parametrize(("hangs", "named"), [(3, "rank 3 on node 1 ({host})"), (0, "rank 0 on node 0")])
+def test_who_answers_and_then_hangs_is_named_soon(hangs: int, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "FAILURE_SECONDS", 1.0)
+    monkeypatch.setattr(meeting, "SERVING_SECONDS", 1.0)
+    said = ranks(3, {rank: "hangs before" if rank == hangs else "" for rank in range(4)})
+    expected = named.format(host=socket.gethostname()) + " answered, and then took no part in a sum over all ranks: "
+    assert all(text.startswith(expected) for text in said), "\n".join(said)

@@ -7,6 +7,7 @@ process group and sum up once. What is waited for is short, and who is missing i
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from threading import Thread
@@ -16,11 +17,14 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # dist's, where no type checker finds them
 
 from llmpipe.errors import UserError
+from llmpipe.parallel.compat import set_timeouts
 
 ANSWER = timedelta(minutes=2)
 """Within which all ranks have to be there: where thousands load torch from one file system, that takes a while."""
 FAILURE_SECONDS = 3.0
 """Within which ranks that fail together do so."""
+SERVING_SECONDS = 10.0
+"""For which rank 0 lets others ask who is missing."""
 
 
 def meet(backend: str, timeout: timedelta, answer: timedelta = ANSWER) -> Store:
@@ -28,26 +32,55 @@ def meet(backend: str, timeout: timedelta, answer: timedelta = ANSWER) -> Store:
 
     UserError, naming the ranks and nodes, if some do not answer in time, or if a sum over all does not come.
     """
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = _store(rank, answer)
+    store = _store(int(os.environ["RANK"]), answer)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "nccl" in backend else torch.device("cpu")
     one = torch.ones((), device=device)
     assert one.item() == 1  # the device answers
-    store.set(f"here/{rank}", socket.gethostname())
-    _call_roll(store, rank, world_size, answer)
-    dist.init_process_group(
-        backend, store=PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout
-    )
+    answering = 3 * answer.total_seconds() + SERVING_SECONDS + 3 * FAILURE_SECONDS
+    failed = _within(answering, lambda: _failed(store, backend, one, answer))
+    if failed != [""]:
+        raise UserError(failed[0] if failed else f"{_took_no_part('rank 0 on node 0')} ({answering:.0f} s)")
+    set_timeouts(timeout)
+    return store
+
+
+def _failed(store: Store, backend: str, one: torch.Tensor, answer: timedelta) -> str:
+    """Call the roll, make the group and sum up in it; returns what is wrong, or ""."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
+        store.set(f"here/{rank}", socket.gethostname())
+        if missing := _call_roll(store, rank, world_size, answer):
+            return f"{missing}: look at its log, its GPU and its network, or leave that node out"
+        group = PrefixStore("group", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=world_size, timeout=answer)
         work = dist.all_reduce(one, async_op=True)
         assert work is not None
         work.wait(answer)
     except RuntimeError as error:
-        raise UserError(
-            f"all {world_size} ranks answered, but a sum over them did not come within {answer.seconds} s: look at the"
-            f" network between their nodes ({error})"
-        ) from error
-    return store
+        others, waited = silent(store), f"(waited {answer.seconds} s: {error})"
+        if others:
+            return f"{_took_no_part(others)} {waited}"
+        return (
+            f"all {world_size} ranks answered, but a sum over them did not come: look at the network between their"
+            f" nodes {waited}"
+        )
+    return ""
+
+
+def _took_no_part(ranks: str) -> str:
+    return (
+        f"{ranks} answered, and then took no part in a sum over all ranks: look at its log, its GPU and its network, or"
+        " leave that node out"
+    )
+
+
+def _within(seconds: float, ask: Callable[[], str]) -> list[str]:
+    """What comes back, in a list that is empty if nothing does: a rank 0 that hangs answers nothing, for ever."""
+    said: list[str] = []
+    asking = Thread(target=lambda: said.append(ask()), daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return list(said)
 
 
 def _store(rank: int, answer: timedelta) -> Store:
@@ -61,8 +94,8 @@ def _store(rank: int, answer: timedelta) -> Store:
         ) from error
 
 
-def _call_roll(store: Store, rank: int, world_size: int, answer: timedelta) -> None:
-    """UserError on all ranks if some did not answer: rank 0 waits for them and tells."""
+def _call_roll(store: Store, rank: int, world_size: int, answer: timedelta) -> str:
+    """Who did not answer, on all ranks: rank 0 waits for them and tells; "" if all did."""
     if rank == 0:
         try:
             store.wait([f"here/{other}" for other in range(world_size)], answer)
@@ -71,20 +104,19 @@ def _call_roll(store: Store, rank: int, world_size: int, answer: timedelta) -> N
             store.set("roll", f"{_places(store, missing, world_size)} did not answer within {answer.seconds} s")
         else:
             store.set("roll", "")
-    store.wait(["roll"], answer + timedelta(seconds=10))
+    store.wait(["roll"], answer + timedelta(seconds=SERVING_SECONDS))
     missing = store.get("roll").decode()
     store.set(f"heard/{rank}", "")
-    if missing:
-        if rank == 0:
-            _wait_until_heard(store, world_size)
-        raise UserError(f"{missing}: look at its log, its GPU and its network, or leave that node out")
+    if missing and rank == 0:
+        _serve(store, "here", "heard", world_size, SERVING_SECONDS)
+    return missing
 
 
-def _wait_until_heard(store: Store, world_size: int) -> None:
-    """Rank 0 serves the store: it does not leave before those that answered know why."""
-    there = [other for other in range(world_size) if store.check([f"here/{other}"])]
+def _serve(store: Store, came: str, left: str, world_size: int, seconds: float) -> None:
+    """Rank 0 serves the store: it does not leave before those that came know what they asked."""
+    there = [other for other in range(world_size) if store.check([f"{came}/{other}"])]
     with suppress(dist.DistStoreError):
-        store.wait([f"heard/{other}" for other in there], timedelta(seconds=10))
+        store.wait([f"{left}/{other}" for other in there], timedelta(seconds=seconds))
 
 
 def _places(store: Store, ranks: list[int], world_size: int) -> str:
@@ -101,11 +133,8 @@ def _places(store: Store, ranks: list[int], world_size: int) -> str:
 
 def silent(store: Store) -> str:
     """When this rank has failed: the ranks that do not say so too, by node; they hang, or are dead. "" if all do."""
-    said: list[str] = []
-    asking = Thread(target=lambda: said.append(_not_failed(store)), daemon=True)
-    asking.start()
-    asking.join(3 * FAILURE_SECONDS)
-    return said[0] if said else "rank 0 on node 0"  # which serves the store: one that hangs answers nothing, for ever
+    said = _within(3 * FAILURE_SECONDS, lambda: _not_failed(store))
+    return said[0] if said else "rank 0 on node 0"  # which serves the store
 
 
 def _not_failed(store: Store) -> str:
@@ -114,6 +143,10 @@ def _not_failed(store: Store) -> str:
         store.set(f"failed/{rank}", "")
         time.sleep(FAILURE_SECONDS)
         ranks = [other for other in range(world_size) if not store.check([f"failed/{other}"])]
-        return _places(store, ranks, world_size) if ranks else ""
+        places = _places(store, ranks, world_size) if ranks else ""
+        store.set(f"asked/{rank}", "")
+        if rank == 0:
+            _serve(store, "failed", "asked", world_size, FAILURE_SECONDS)
+        return places
     except RuntimeError:
         return "rank 0 on node 0"
