@@ -145,7 +145,7 @@ def _resumes_from(job: Job, place: Place) -> str:
 def _run_ranks(job: Job, place: Place, log_file: Path | None, stop: StopRequest, wait_seconds: float) -> int:
     """Start the ranks and wait for their end; returns the exit status of srun or torchrun."""
     layout = job.layout
-    if _takes_srun(layout, place):
+    if takes_srun(layout, place):
         return supervise_srun(_srun(layout, place), environment(layout, place, stop.token), stop)
     if place.master and place.node_rank == 0:
         first_node.check_port(place.master)
@@ -153,7 +153,7 @@ def _run_ranks(job: Job, place: Place, log_file: Path | None, stop: StopRequest,
         return supervise_torchrun(_torchrun(job, place, log_file), environment(layout, place, stop.token), stop)
 
 
-def _takes_srun(layout: Layout, place: Place) -> bool:
+def takes_srun(layout: Layout, place: Place) -> bool:
     """Whether srun has to start this command again, on each node of the Slurm job; UserError without such a job."""
     in_job, in_step = "SLURM_JOB_ID" in os.environ, "SLURM_STEP_ID" in os.environ
     if place.master or (layout.nodes == 1 and (in_step or not in_job)):

@@ -27,19 +27,36 @@ def test_time_limit(project: DrillProject, undisturbed: DrillProject) -> None:
 
 
 def test_preemption(project: DrillProject, undisturbed: DrillProject) -> None:
-    """An urgent job takes all nodes: the training saves in the time that it is given, and comes back."""
+    """Urgent jobs take all nodes. With a grace time the training saves, and comes back in a new job; without one it is
+    killed, nobody starts it again and Snakemake waits: Ctrl-C, and the same command."""
+    project.slurm.call("scontrol", "update", "partitionname=main", "preemptmode=cancel")
+    try:
+        project.start()
+        saved = project.until_saved()
+        first, _ = project.training()
+        project.slurm.call("sbatch", *URGENT)
+        stopped_at = project.until_resumed()
+        assert stopped_at > saved
+        saved = project.until_saved(after=stopped_at)
+        second, _ = project.training()
+        assert second != first
+        project.slurm.call("scontrol", "update", "partitionname=main", "gracetime=0")
+        project.slurm.call("sbatch", *URGENT)
+        project.until(lambda: [second, "PREEMPTED"] in [job[:2] for job in project.slurm.jobs("-t", "all")], "its end")
+        project.until(lambda: "A Job preemption" in project.story(), "a word on it")
+    finally:
+        project.slurm.call("scontrol", "update", "partitionname=main", "preemptmode=requeue", "gracetime=600")
+    assert project.process
+    os.killpg(project.process.pid, signal.SIGINT)
+    project.finish(expected=1)
     project.start()
-    saved = project.until_saved()
-    first, _ = project.training()
-    project.slurm.call("sbatch", *URGENT)
-    assert project.until_resumed() > saved
-    assert project.training()[0] != first
+    assert project.until_resumed(times=2) >= saved
     project.finish()
     assert_same(project, undisturbed)
 
 
-def test_preemption_without_a_grace_time(project: DrillProject, undisturbed: DrillProject) -> None:
-    """The job is killed. In a profile for such clusters Slurm starts it again, two minutes later."""
+def test_preemption_that_requeues(project: DrillProject, undisturbed: DrillProject) -> None:
+    """The job is killed: no grace time. In a profile for such clusters Slurm starts it again, two minutes later."""
     shipped = (project.folder / "slurm/config.yaml").read_text()
     assert "slurm-no-requeue: true" in shipped
     (project.folder / "slurm").unlink()  # a link

@@ -173,6 +173,32 @@ def test_slurm(command: Any) -> None:
     assert found["partition cpu"].found == "2 nodes of 32 CPUs; time limit infinite"
 
 
+@pytest.mark.parametrize(
+    ("mode", "grace", "advice"),
+    [("REQUEUE", 0, "slurm-requeue: true"), ("CANCEL", 0, "nothing starts them again"), ("REQUEUE", 600, "")],
+)
+def test_partitions_that_preempt_without_a_grace_time(mode: str, grace: int, advice: str, command: Any) -> None:
+    """As Slurm 22.05 writes it, but for what is left out; nothing has more priority than `urgent`."""
+    rows = ("main*|up|infinite|4|16|gpu:h100:8", "urgent|up|infinite|4|16|gpu:h100:8")
+    printed = "\n".join(f"echo '{row}'" for row in rows)
+    command("sinfo", f"if [ $1 = --version ]; then echo slurm-wlm 22.05.8; else\n{printed}\nfi")
+    partitions = (
+        f"PartitionName=main Default=YES QoS=N/A DefaultTime=00:30:00 GraceTime={grace} Hidden=NO Nodes=node[1-4]"
+        f" PriorityJobFactor=1 PriorityTier=1 RootOnly=NO PreemptMode={mode} State=UP JobDefaults=(null)",
+        "PartitionName=urgent Default=NO QoS=N/A DefaultTime=00:30:00 GraceTime=0 Hidden=NO Nodes=node[1-4]"
+        f" PriorityJobFactor=1 PriorityTier=2 RootOnly=NO PreemptMode={mode} State=UP JobDefaults=(null)",
+    )
+    said = "\n".join(f"echo '{line}'" for line in partitions)
+    settings = "echo 'PreemptMode             = REQUEUE'; echo 'PreemptType             = preempt/partition_prio'"
+    command("scontrol", f"if [ $2 = config ]; then {settings}; else\n{said}\nfi")
+    _, main, urgent = slurm()
+    assert urgent.verdict == "ok"
+    assert main.verdict == ("note" if advice else "ok") and advice in main.advice
+    assert main.found.endswith(f"; preempts its jobs without a grace time ({mode})" if advice else ", the default")
+    command("scontrol", f"if [ $2 = config ]; then echo 'PreemptType = preempt/none'; else\n{said}\nfi")
+    assert verdicts(slurm()) == {"Slurm": "ok", "partition main": "ok", "partition urgent": "ok"}
+
+
 def test_slurm_that_does_not_answer(command: Any) -> None:
     command("sinfo", "[ $1 = --version ] && exit 0; echo 'slurm_load_partitions: Unable to contact' >&2; exit 1")
     (found,) = slurm()

@@ -68,13 +68,31 @@ def test_stop_and_resume_is_bit_identical(layout, checkpoint, dataset, tmp_path)
     assert_same_weights(whole.run / "weights", half.run / "weights")
 
 
-def test_resumes_in_another_layout(single, checkpoint, dataset, tmp_path) -> None:
+SLOW = pytest.mark.slow
+OTHER_LAYOUTS = [
+    ({"tp": 2, "pp": 2}, {"dp": 2}),
+    ({"dp": 2}, {"cp": 2, "pp": 2}),
+    pytest.param({}, {"tp": 2, "pp": 2, "dp": 2}, marks=SLOW),
+    pytest.param({"pp": 2}, {"tp": 2, "cp": 2}, marks=SLOW),
+    pytest.param({"tp": 2}, {"pp": 2, "vp": 2}, marks=SLOW),
+    pytest.param({"cp": 2}, {"pp": 2, "dp": 2}, marks=SLOW),
+    pytest.param({"cp": 2, "tp": 2}, {"cp": 4}, marks=SLOW),
+    pytest.param({"pp": 2, "cp": 2}, {"tp": 2, "dp": 2, "data_parallel": "plain"}, marks=SLOW),
+    pytest.param({"dp": 4, "nodes": 2, "data_parallel": "hybrid"}, {"cp": 2, "pp": 2}, marks=SLOW),
+    pytest.param({"pp": 2, "vp": 2}, {"pp": 4}, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), OTHER_LAYOUTS, ids=str)
+def test_resumes_in_another_layout(before, after, single, checkpoint, dataset, tmp_path) -> None:
     recipe = replace(RECIPE, save_every=10)
-    first = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, tp=2, pp=2)
-    run_ranks(train_until_10, 4, first)
+    first = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, **before)
+    run_ranks(train_until_10, first.layout.processes, first)
     (first.run / "stop").unlink()
-    second = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, dp=2)
+    done = [json.loads(line) for line in first.live.read_text().splitlines()]
+    second = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, **after)
     lines = run_job(second)
+    assert lines[:10] == done  # with their seconds: they were not trained again
     torch.testing.assert_close(losses(lines), losses(single[1]), rtol=1e-5, atol=0)
     ours, expected = (open_source(job.run / "weights") for job in (second, single[0]))
     for key in expected.keys():  # noqa: SIM118

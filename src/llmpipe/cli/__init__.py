@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 import llmpipe
+from llmpipe import container
 from llmpipe.errors import UserError, nearest
 
 COMMANDS = (
@@ -99,6 +100,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     atexit.register(gc.freeze)  # else the last of Python's work is half a second of looking for garbage in all of torch
     try:
+        if sys.argv[1:2] != ["finetune"]:  # which enters later: where several nodes are to train, on each of them
+            container.enter()
         group.main(prog_name="llmpipe", standalone_mode=True)
     except UserError as error:
         _fail(str(error))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmpipe import container
 from llmpipe.cli import EXPERIMENT_VARIABLE, LOG_FILE, URI_VARIABLE, with_log
 
 if TYPE_CHECKING:
@@ -88,9 +89,12 @@ def command(ctx: click.Context, dry_run: bool, wait: float, **given: Any) -> Non
           --data results/models/tiny_llama/corpora/tiny_llama --output scratch/run \\
           --tp 2 --pp 2 --gpus-per-node 4 --micro-batch 8 --device cpu
     """
-    from llmpipe.launch import STOPPED, launch
+    from llmpipe.launch import STOPPED, launch, takes_srun
     from llmpipe.train.supervise import interruptible
 
+    # What they take out of `given` is needed again.
+    if container.is_named() and (dry_run or not takes_srun(_layout({**given}), _place({**given}))):
+        container.enter()
     try:
         with interruptible():
             job = _checked_job(dry_run, given)
@@ -109,7 +113,8 @@ def _checked_job(dry_run: bool, given: dict[str, Any]) -> "Job":
     from llmpipe.verify.card import require_card
 
     job = _job(**given)
-    preflight(job, dry_run)
+    if not container.is_named():  # else each node does, in the container: its torch counts, and its GPUs
+        preflight(job, dry_run)
     require_card(Path(job.model))
     return job
 

@@ -1,5 +1,6 @@
 """Slurm and its partitions."""
 
+import re
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -7,6 +8,8 @@ from llmpipe.doctor.finding import Finding, note, ok, told_by
 
 FORMAT = "%P|%a|%l|%D|%c|%G"
 """Partition (the default one with *), up or down, time limit, nodes, CPUs and GPUs of a node."""
+SECONDS = 1.0
+"""For each of two questions of less weight, so that all fit into doctor's time."""
 
 
 def slurm() -> Iterator[Finding]:
@@ -23,17 +26,41 @@ def slurm() -> Iterator[Finding]:
     yield ok("Slurm", (version or ["slurm, of no known version"])[0])
     if not lines:
         yield note("partitions", "none", "the cluster has none that you may use: ask its administrators")
+    killing = _killing() if lines else {}
     for name, rows in groupby(sorted(lines), key=lambda line: line.split("|")[0]):
-        yield _partition(name, [row.split("|") for row in rows])
+        yield _partition(name, [row.split("|") for row in rows], killing.get(name.rstrip("*"), ""))
 
 
-def _partition(name: str, rows: list[list[str]]) -> Finding:
+def _killing() -> dict[str, str]:
+    """The PreemptMode of partitions whose jobs make room for those of others without a grace time."""
+    settings, _ = told_by("scontrol", "show", "config", seconds=SECONDS)
+    if not any(line.split() == ["PreemptType", "=", "preempt/partition_prio"] for line in settings or []):
+        return {}
+    lines, _ = told_by("scontrol", "--oneliner", "show", "partition", seconds=SECONDS)
+    partitions = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines or []]
+    highest = max((int(one["PriorityTier"]) for one in partitions), default=0)
+    return {
+        one["PartitionName"]: one["PreemptMode"]
+        for one in partitions
+        if int(one["PriorityTier"]) < highest and one["GraceTime"] == "0"
+    }
+
+
+def _partition(name: str, rows: list[list[str]], killing: str) -> Finding:
     """A partition; nodes of several kinds have a row each."""
     kinds = "; ".join(f"{nodes} nodes of {cpus} CPUs{_gpus(gres)}" for *_, nodes, cpus, gres in rows)
     default = ", the default" if name.endswith("*") else ""
     found = f"{kinds}; time limit {rows[0][2]}{default}"
     label = f"partition {name.rstrip('*')}"
-    return ok(label, found) if rows[0][1] == "up" else note(label, f"{rows[0][1]}: {found}", "jobs in it would wait")
+    if rows[0][1] != "up":
+        return note(label, f"{rows[0][1]}: {found}", "jobs in it would wait")
+    if "REQUEUE" in killing:
+        advice = "set slurm-requeue: true in slurm/config.yaml, in the place of slurm-no-requeue"
+    elif "CANCEL" in killing:
+        advice = "nothing starts them again: docs/slurm.md, Preemption"
+    else:
+        return ok(label, found)
+    return note(label, f"{found}; preempts its jobs without a grace time ({killing})", advice)
 
 
 def _gpus(gres: str) -> str:
