@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -234,6 +235,7 @@ def hf_trainer(settings: SimpleNamespace, turns: Turns) -> None:
         gradient_checkpointing=settings.recompute != "off",
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.recompute != "off" else None,
         torch_compile=settings.compile, train_sampling_strategy="sequential", remove_unused_columns=False,
+        use_liger_kernel=settings.device == "cuda" and find_spec("liger_kernel") is not None,
         logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     model = transformers_model(settings)

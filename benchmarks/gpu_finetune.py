@@ -2,18 +2,20 @@
 
     python benchmarks/gpu_finetune.py WORK --shape llama2_7b llama3_8b [--worker engine hf_trainer]
         [--precision bf16] [--seq 4096] [--micro-batch 1] [--global-batch 8] [--recompute off selective full]
-        [--recompute-every 1] [--no-compile] [--turn 3] [--turns 3] [--document 65536] [--no-isolate]
+        [--recompute-every 1] [--no-compile] [--turn 3] [--turns 3] [--document 1024] [--no-isolate]
     python benchmarks/gpu_finetune.py WORK --shape tiny --device cpu
 
 Random weights as a checkpoint in WORK (13 to 16 GB), a dataset of random documents of --document tokens, rows of 4,096
-packed from them by the engine's own loader, clipping on. The workers are those of finetune_peers.py, one after the
-other, each in a process of its own; the first turn of --turn steps warms up and is not counted. Trainer crosses
-documents (its kernel for packed ones is another package's), has fused AdamW, SDPA's flash kernel, torch.compile, and
-gradient checkpointing where --recompute is not off; --trainer-recompute and --trainer-micro-batch give it its own best.
+packed from them by the engine's own loader, each document for itself, clipping on. The workers are those of
+finetune_peers.py, one after the other, each in a process of its own; the first turn of --turn steps warms up and is not
+counted. Trainer crosses documents (its kernel for packed ones is another package's), has fused AdamW, SDPA's flash
+kernel, torch.compile, Liger's kernels where that package is installed, and gradient checkpointing where --recompute is
+not off; --trainer-recompute and --trainer-micro-batch give it its own best.
 
 MFU by both conventions of metrics.jsonl (llmpipe.train.metrics.flops_per_token) over the GPU's dense bf16 peak: full,
-as most publish it, a token sees the whole row; causal, it sees half of it on average. `held` is what lies in memory
-between steps.
+as most publish it, a token sees the whole row; causal, it sees half of it on average. Documents for themselves take
+less than either counts: with --no-isolate, or --document 65536, which fills rows with one, MFU compares with what is
+published. `held` is what lies in memory between steps.
 """
 
 import argparse
@@ -101,7 +103,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=list(DTYPES), default="bf16")
     for name, value in {"seq": 4096, "micro_batch": 1, "global_batch": 8, "recompute_every": 1}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    for name, value in {"turn": 3, "turns": 3, "document": 65536, "trainer_micro_batch": None}.items():
+    for name, value in {"turn": 3, "turns": 3, "document": 1024, "trainer_micro_batch": None}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--recompute", choices=["off", "selective", "full"], default="selective")
     parser.add_argument("--trainer-recompute", choices=["off", "full"], default="full")
