@@ -3,7 +3,7 @@
 # make lint   the linters
 # make drill  the slow tests and the long drills: every layout with every family; every planted fault; writers and ranks killed; hours on few cores
 # make sanitize   the compiled helpers' tests under AddressSanitizer and UndefinedBehaviorSanitizer
-# make test-cluster   what clusters do to a training, on a Slurm of its own; SHORT=1: the two shortest, in minutes
+# make test-cluster   what clusters do to a training, on a Slurm of its own; SHORT=1: the shortest, in minutes
 # Each sets itself up first, in .venv. Useful variables:
 #   make demo PYTHON=python3.12              another Python, 3.11 or later
 #   make demo TORCH=path/to/torch-cpu.whl    another torch: a wheel, or a requirement as torch==2.13.0

@@ -194,7 +194,9 @@ def test_partitions_that_preempt_without_a_grace_time(mode: str, grace: int, adv
     _, main, urgent = slurm()
     assert urgent.verdict == "ok"
     assert main.verdict == ("note" if advice else "ok") and advice in main.advice
-    assert main.found.endswith(f"; preempts its jobs without a grace time ({mode})" if advice else ", the default")
+    assert main.found.endswith(
+        f"; jobs of more priority may kill its own, without a grace time ({mode})" if advice else ", the default"
+    )
     command("scontrol", f"if [ $2 = config ]; then echo 'PreemptType = preempt/none'; else\n{said}\nfi")
     assert verdicts(slurm()) == {"Slurm": "ok", "partition main": "ok", "partition urgent": "ok"}
 

@@ -21,6 +21,10 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def fail(*_: object, **__: object) -> None:
+    raise ValueError("no GPUs found!")
+
+
 def run_rank(rank: int, port: int, seconds: float, ends: str, sender: Connection) -> None:
     """One of four ranks on two nodes, that fails or hangs when the group is made, or hangs just before."""
     os.environ.update(
@@ -28,6 +32,8 @@ def run_rank(rank: int, port: int, seconds: float, ends: str, sender: Connection
     )
     if ends == "hangs before":
         dist.init_process_group = lambda *_, **__: os.kill(os.getpid(), signal.SIGSTOP)
+    if ends == "fails before":
+        dist.init_process_group = fail
     try:
         store = meeting.meet("gloo", timedelta(minutes=1), timedelta(seconds=seconds))
         said = f"{dist.get_rank()} of {dist.get_world_size()}"
@@ -90,10 +96,18 @@ def test_who_hangs_is_named_by_those_that_fail(hangs: int, named: str, monkeypat
     assert said == [named.format(host=socket.gethostname())] * 3
 
 
-@pytest.mark.parametrize(("hangs", "named"), [(3, "rank 3 on node 1 ({host})"), (0, "rank 0 on node 0")])
+@pytest.mark.parametrize(
+    ("hangs", "named"), [(3, "rank 3 on node 1 ({host}) answered, and then took"), (0, "rank 0 on")]
+)
 def test_who_answers_and_then_hangs_is_named_soon(hangs: int, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "FAILURE_SECONDS", 1.0)
     monkeypatch.setattr(meeting, "SERVING_SECONDS", 1.0)
     said = ranks(3, {rank: "hangs before" if rank == hangs else "" for rank in range(4)})
-    expected = named.format(host=socket.gethostname()) + " answered, and then took no part in a sum over all ranks: "
-    assert all(text.startswith(expected) for text in said), "\n".join(said)
+    assert all(text.startswith(named.format(host=socket.gethostname())) for text in said), "\n".join(said)
+
+
+def test_who_fails_by_itself_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "FAILURE_SECONDS", 1.0)
+    own, *others = ranks(3, {2: "fails before"} | dict.fromkeys((0, 1, 3), ""))
+    assert own == "ValueError('no GPUs found!')"
+    assert all(text.startswith("rank 2 on node 1") and "took no part" in text for text in others), "\n".join(others)

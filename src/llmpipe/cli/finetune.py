@@ -113,8 +113,7 @@ def _checked_job(dry_run: bool, given: dict[str, Any]) -> "Job":
     from llmpipe.verify.card import require_card
 
     job = _job(**given)
-    if not container.is_named():  # else each node does, in the container: its torch counts, and its GPUs
-        preflight(job, dry_run)
+    preflight(job, dry_run, elsewhere=container.is_named())
     require_card(Path(job.model))
     return job
 

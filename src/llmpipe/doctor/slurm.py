@@ -60,7 +60,7 @@ def _partition(name: str, rows: list[list[str]], killing: str) -> Finding:
         advice = "nothing starts them again: docs/slurm.md, Preemption"
     else:
         return ok(label, found)
-    return note(label, f"{found}; preempts its jobs without a grace time ({killing})", advice)
+    return note(label, f"{found}; jobs of more priority may kill its own, without a grace time ({killing})", advice)
 
 
 def _gpus(gres: str) -> str:

@@ -8,9 +8,11 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
 from threading import Thread
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # dist's, w
 from llmpipe.errors import UserError
 from llmpipe.parallel.compat import set_timeouts
 
+T = TypeVar("T")
 ANSWER = timedelta(minutes=2)
 """Within which all ranks have to be there: where thousands load torch from one file system, that takes a while."""
 FAILURE_SECONDS = 3.0
@@ -32,55 +35,59 @@ def meet(backend: str, timeout: timedelta, answer: timedelta = ANSWER) -> Store:
 
     UserError, naming the ranks and nodes, if some do not answer in time, or if a sum over all does not come.
     """
-    store = _store(int(os.environ["RANK"]), answer)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = _store(rank, answer)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "nccl" in backend else torch.device("cpu")
     one = torch.ones((), device=device)
     assert one.item() == 1  # the device answers
-    answering = 3 * answer.total_seconds() + SERVING_SECONDS + 3 * FAILURE_SECONDS
-    failed = _within(answering, lambda: _failed(store, backend, one, answer))
-    if failed != [""]:
-        raise UserError(failed[0] if failed else f"{_took_no_part('rank 0 on node 0')} ({answering:.0f} s)")
-    set_timeouts(timeout)
-    return store
-
-
-def _failed(store: Store, backend: str, one: torch.Tensor, answer: timedelta) -> str:
-    """Call the roll, make the group and sum up in it; returns what is wrong, or ""."""
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    wait = answer.total_seconds()
     try:
-        store.set(f"here/{rank}", socket.gethostname())
-        if missing := _call_roll(store, rank, world_size, answer):
-            return f"{missing}: look at its log, its GPU and its network, or leave that node out"
+        missing = _within(2 * wait + 2 * SERVING_SECONDS, lambda: _call_roll(store, rank, world_size, answer))
+    except TimeoutError:
+        missing = f"rank 0 on node 0 did not answer within {answer.seconds} s"  # which serves the store
+    if missing:
+        raise UserError(f"{missing}: look at its log, its GPU and its network, or leave that node out")
+
+    def sum_up() -> None:
         group = PrefixStore("group", store)
         dist.init_process_group(backend, store=group, rank=rank, world_size=world_size, timeout=answer)
+        set_timeouts(timeout)
         work = dist.all_reduce(one, async_op=True)
         assert work is not None
         work.wait(answer)
-    except RuntimeError as error:
-        others, waited = silent(store), f"(waited {answer.seconds} s: {error})"
-        if others:
-            return f"{_took_no_part(others)} {waited}"
+
+    start = time.monotonic()
+    try:
+        _within(2 * wait + FAILURE_SECONDS, sum_up)
+    except (RuntimeError, TimeoutError) as error:
+        if time.monotonic() - start < wait / 2:  # it waited for nobody
+            raise
+        raise UserError(f"{_without_sum(silent(store), world_size)} ({error})") from error
+    return store
+
+
+def _without_sum(others: str, world_size: int) -> str:
+    """Who took no part in the first sum, or, where all wait for it in vain, what may be the reason."""
+    if others:
         return (
-            f"all {world_size} ranks answered, but a sum over them did not come: look at the network between their"
-            f" nodes {waited}"
+            f"{others} answered, and then took no part in a sum over all ranks: look at its log, its GPU and its"
+            " network, or leave that node out"
         )
-    return ""
+    return f"all {world_size} ranks answered, but a sum over them did not come: look at the network between their nodes"
 
 
-def _took_no_part(ranks: str) -> str:
-    return (
-        f"{ranks} answered, and then took no part in a sum over all ranks: look at its log, its GPU and its network, or"
-        " leave that node out"
-    )
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """What some work comes to; TimeoutError where it does not end: a rank 0 that hangs answers nothing, for ever."""
+    ends: Future[T] = Future()
 
+    def run() -> None:
+        try:
+            ends.set_result(work())
+        except Exception as error:
+            ends.set_exception(error)
 
-def _within(seconds: float, ask: Callable[[], str]) -> list[str]:
-    """What comes back, in a list that is empty if nothing does: a rank 0 that hangs answers nothing, for ever."""
-    said: list[str] = []
-    asking = Thread(target=lambda: said.append(ask()), daemon=True)
-    asking.start()
-    asking.join(seconds)
-    return list(said)
+    Thread(target=run, daemon=True).start()
+    return ends.result(seconds)
 
 
 def _store(rank: int, answer: timedelta) -> Store:
@@ -96,14 +103,13 @@ def _store(rank: int, answer: timedelta) -> Store:
 
 def _call_roll(store: Store, rank: int, world_size: int, answer: timedelta) -> str:
     """Who did not answer, on all ranks: rank 0 waits for them and tells; "" if all did."""
+    store.set(f"here/{rank}", socket.gethostname())
     if rank == 0:
-        try:
+        with suppress(dist.DistStoreError):
             store.wait([f"here/{other}" for other in range(world_size)], answer)
-        except dist.DistStoreError:
-            missing = [other for other in range(world_size) if not store.check([f"here/{other}"])]
-            store.set("roll", f"{_places(store, missing, world_size)} did not answer within {answer.seconds} s")
-        else:
-            store.set("roll", "")
+        absent = [other for other in range(world_size) if not store.check([f"here/{other}"])]
+        said = f"{_places(store, absent, world_size)} did not answer within {answer.seconds} s" if absent else ""
+        store.set("roll", said)
     store.wait(["roll"], answer + timedelta(seconds=SERVING_SECONDS))
     missing = store.get("roll").decode()
     store.set(f"heard/{rank}", "")
@@ -133,8 +139,10 @@ def _places(store: Store, ranks: list[int], world_size: int) -> str:
 
 def silent(store: Store) -> str:
     """When this rank has failed: the ranks that do not say so too, by node; they hang, or are dead. "" if all do."""
-    said = _within(3 * FAILURE_SECONDS, lambda: _not_failed(store))
-    return said[0] if said else "rank 0 on node 0"  # which serves the store
+    try:
+        return _within(3 * FAILURE_SECONDS, lambda: _not_failed(store))
+    except TimeoutError:
+        return "rank 0 on node 0"  # which serves the store
 
 
 def _not_failed(store: Store) -> str:

@@ -47,12 +47,18 @@ def main() -> None:
     except UserError as error:
         log.error("%s", error)
         failure.tell(job.run, str(error), final=store is not None)
-        sys.exit(0 if store else 1)
+        if store is None:
+            _leave_at_once()
     except Exception as error:
         log.exception("rank %s failed", os.environ["RANK"])
         _tell(job, store, error)
-        logging.shutdown()
-        os._exit(1)  # without asking groups and threads to end, which may wait for a rank that hangs
+        _leave_at_once()
+
+
+def _leave_at_once() -> None:
+    """Without asking groups and threads to end, which may wait for a rank that hangs."""
+    logging.shutdown()
+    os._exit(1)
 
 
 def _tell(job: Job, store: Store | None, error: Exception) -> None:

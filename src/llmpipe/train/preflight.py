@@ -122,25 +122,34 @@ def check_compile(job: Job) -> None:
         )
 
 
-def preflight(job: Job, dry_run: bool = False) -> None:
-    """UserError for a job that cannot work; logs the batch's arithmetic as one sentence.
+def check_machine(job: Job, dry_run: bool) -> None:
+    """UserError for a job that this machine, or this torch, cannot train.
 
     A dry run is for looking at what another machine will train: GPUs that are not here are a warning.
     """
-    recipe, layout = job.recipe, job.layout
     try:
-        check_device(layout)
+        check_device(job.layout)
     except UserError as error:
         if not dry_run:
             raise
         log.warning("this machine could not train it: %s", error)
-    layout.check_training()
-    check_steps(job)
     check_halves(job)
     check_compile(job)
+    check_apex(job.recipe.apex, job.layout.device)
+
+
+def preflight(job: Job, dry_run: bool = False, elsewhere: bool = False) -> None:
+    """UserError for a job that cannot work; logs the batch's arithmetic as one sentence.
+
+    `elsewhere`: the ranks will have another torch, in a container, where this is called again.
+    """
+    recipe, layout = job.recipe, job.layout
+    if not elsewhere:
+        check_machine(job, dry_run)
+    layout.check_training()
+    check_steps(job)
     shape = open_source(Path(job.model)).shape
     shape.check_split(layout.tp, layout.stages)
-    check_apex(recipe.apex, layout.device)
     batches = Batches(recipe)
     for size in batches.sizes:
         check_size(size, recipe, layout)
