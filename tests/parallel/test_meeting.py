@@ -100,14 +100,14 @@ def test_who_hangs_is_named_by_those_that_fail(hangs: int, named: str, monkeypat
     ("hangs", "named"), [(3, "rank 3 on node 1 ({host}) answered, and then took"), (0, "rank 0 on")]
 )
 def test_who_answers_and_then_hangs_is_named_soon(hangs: int, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "FAILURE_SECONDS", 1.0)
+    monkeypatch.setattr(meeting, "FAILURE_SECONDS", 2.0)
     monkeypatch.setattr(meeting, "SERVING_SECONDS", 1.0)
     said = ranks(3, {rank: "hangs before" if rank == hangs else "" for rank in range(4)})
     assert all(text.startswith(named.format(host=socket.gethostname())) for text in said), "\n".join(said)
 
 
 def test_who_fails_by_itself_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "FAILURE_SECONDS", 1.0)
+    monkeypatch.setattr(meeting, "FAILURE_SECONDS", 2.0)
     own, *others = ranks(3, {2: "fails before"} | dict.fromkeys((0, 1, 3), ""))
     assert own == "ValueError('no GPUs found!')"
     assert all(text.startswith("rank 2 on node 1") and "took no part" in text for text in others), "\n".join(others)

@@ -21,7 +21,7 @@ def main() -> None:
     run = Path(given["output"])
     with gpus.taken(given["gpus_per_node"]):
         told = {"gpus": os.environ["CUDA_VISIBLE_DEVICES"].split(","), "from": time.monotonic()}
-        time.sleep(1)
+        time.sleep(3)  # on a busy machine others start seconds later
         told["to"] = time.monotonic()
     (run / "weights").mkdir(parents=True)
     (run / "metrics.jsonl").touch()
