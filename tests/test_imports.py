@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/llmpipe"
 LEVELS = (
     {"errors"},
-    {"files", "progress", "programs", "layout", "helpers", "container"},
+    {"files", "progress", "programs", "layout", "helpers", "container", "background"},
     {"hashing", "yaml_file"},
     {"config", "recipe", "families"},
     {"project", "schema"},

@@ -1,19 +1,18 @@
 """All checks, in the order in which they are told."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from llmpipe.background import in_background
 from llmpipe.doctor import gpu, installed, machine, slurm, store
 from llmpipe.doctor.finding import Finding, mend
 from llmpipe.doctor.gpu import DriverGpu
 
 SECONDS = 7.0
-T = TypeVar("T")
 
 
 def examine(folder: Path, uri: str | None) -> list[Finding]:
@@ -32,20 +31,6 @@ def examine(folder: Path, uri: str | None) -> list[Finding]:
     about_torch = [facts] if isinstance(facts, Finding) else [*torch_findings(facts, driver.result())]
     found = [findings(name, asked, deadline) for name, asked in around.items()]
     return [*here, *about_torch, *chain(*found)]
-
-
-def in_background(function: Callable[[], T]) -> "Future[T]":
-    """Call a function in a thread that the program does not wait for at its end, as it does for an executor's."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def findings(name: str, asked: "Future[list[Finding]]", deadline: float) -> list[Finding]:

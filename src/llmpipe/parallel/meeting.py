@@ -8,16 +8,15 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
-from threading import Thread
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # dist's, where no type checker finds them
 
+from llmpipe.background import in_background
 from llmpipe.errors import UserError
 from llmpipe.parallel.compat import set_timeouts
 
@@ -78,16 +77,7 @@ def _without_sum(others: str, world_size: int) -> str:
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
     """What some work comes to; TimeoutError where it does not end: a rank 0 that hangs answers nothing, for ever."""
-    ends: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            ends.set_result(work())
-        except Exception as error:
-            ends.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return ends.result(seconds)
+    return in_background(work).result(seconds)
 
 
 def _store(rank: int, answer: timedelta) -> Store:
