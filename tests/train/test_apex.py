@@ -28,8 +28,13 @@ class FusedAdam(torch.optim.AdamW):
 
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in self.state:
+                    self.state[parameter]["step"] = torch.tensor(float(group["step"]))
             group["step"] = group.get("step", 0) + 1
         super().step()
+        for state in self.state.values():
+            del state["step"]
 
 
 def module(name: str, **members: object) -> ModuleType:

@@ -52,6 +52,7 @@ def test_sizes_are_those_of_the_steps() -> None:
     assert batches(6, 2, 2, 12, steps=5).sizes == [2, 4]
     assert batches(9, 1, 1, 4).sizes == [1, 3, 9]
     assert batches(6, 2, 2, 12, steps=5).total == 14
+    assert [batches(6, 2, 2, 12).sizes_from(step) for step in (2, 3, 6)] == [[2, 4, 6], [4, 6], [6]]
 
 
 @pytest.mark.parametrize(("start", "increment"), [(8, 2), (3, 2)])

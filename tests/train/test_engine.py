@@ -1,5 +1,6 @@
 """The engine against transformers over 20 steps in fp32, and stopped and gone on; layouts: test_parity_matrix.py."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from click.testing import CliRunner
 from jobs import RECIPE, assert_same_weights, losses, make_job, run_job, train_until_10, trained_by_transformers
 from safetensors import safe_open
@@ -114,6 +116,27 @@ def test_a_damaged_checkpoint_is_not_resumed_from(damaged, checkpoint, dataset, 
 
 def newest_checkpoint(job: Job) -> Path | None:
     return state.newest(job, job.recipe.steps)
+
+
+def newest_on_a_failing_disk(job: Job, name: str, rank: int) -> Path | None:
+    """A rank cannot read from the newest checkpoint."""
+    original = getattr(manifest, name)
+
+    def fail(directory: Path, *part: int) -> manifest.Manifest:
+        if dist.get_rank() == rank and directory.name == "step-00000004":
+            raise OSError(errno.EIO, "Input/output error")
+        return original(directory, *part)
+
+    setattr(manifest, name, fail)
+    return newest_checkpoint(job)
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_is_not_resumed_from(checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(RECIPE, steps=4, save_every=2))
+    run_job(job)
+    for name, rank in (("check", 1), ("read", 0)):
+        for found in run_ranks(newest_on_a_failing_disk, 2, job, name, rank):
+            assert found and found.name == "step-00000002"
 
 
 def test_fewer_steps_than_a_checkpoint_has_start_anew(checkpoint, dataset, tmp_path) -> None:

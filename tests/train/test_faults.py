@@ -65,14 +65,37 @@ def test_a_skipped_step_is_none_in_transformers_either(checkpoint, dataset, tmp_
     assert_same_weights(asked.run / "weights", found.run / "weights")
 
 
-def test_after_bad_steps_in_a_row_it_goes_back_and_passes_over_the_samples(checkpoint, dataset, tmp_path) -> None:
-    recipe = replace(SHORT, roll_back_after=2)
+def saved(job: Job) -> list[int]:
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in job.checkpoints.glob("*/manifest.json"))
+
+
+@pytest.mark.parametrize(("keep", "left"), [(9, [2, 6, 8]), (1, [8])])
+def test_after_bad_steps_in_a_row_it_goes_back_and_passes_over_the_samples(
+    keep, left, checkpoint, dataset, tmp_path
+) -> None:
+    recipe = replace(SHORT, roll_back_after=2, keep=keep)
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, dp=2)
     run_ranks(train_bad, 2, job, [4, 5])  # the checkpoints of steps 2 and 4 stand: the one of 2 is before the bad steps
     skipped = [None, None, "rolled back", NOT_FINITE, NOT_FINITE, None, None, None]
     assert [(line["step"], line["skipped"]) for line in lines_of(job)] == list(enumerate(skipped, start=1))
     assert lines_of(job)[-1]["skipped_steps"] == 3
+    assert saved(job) == left
     asked = make_job(checkpoint, dataset, tmp_path / "asked", recipe=replace(recipe, skip_steps=[3, 4, 5]), dp=2)
+    run_job(asked)
+    assert_same_weights(asked.run / "weights", job.run / "weights")
+
+
+def test_it_never_goes_back_to_what_it_went_back_from(checkpoint, dataset, tmp_path) -> None:
+    """The checkpoint of step 8 is before the second bad steps, but of the course that step 9 ended."""
+    recipe = replace(SHORT, steps=14, save_every=4, roll_back_after=3)
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe)
+    run_ranks(train_bad, 1, job, [7, 8, 9, 11, 12, 13])
+    rolled, bad = "rolled back", NOT_FINITE
+    skipped = [None] * 4 + [rolled, rolled, bad, bad, bad, rolled, bad, bad, bad, None]
+    assert [line["skipped"] for line in lines_of(job)] == skipped
+    assert [line["skipped_steps"] for line in lines_of(job)] == [0, 0, 0, *range(10), 9]
+    assert saved(job) == [4, 14]
+    asked = make_job(checkpoint, dataset, tmp_path / "asked", recipe=replace(recipe, skip_steps=[*range(5, 14)]))
     run_job(asked)
     assert_same_weights(asked.run / "weights", job.run / "weights")
 
@@ -165,6 +188,25 @@ def test_overflows_while_the_loss_scale_is_sought_are_no_reason_to_go_back() -> 
     found = watch(roll_back_after=1)
     assert found.judge(1, 5.0, math.inf, scale_can_shrink=True) == OVERFLOW and not found.has_to_go_back
     assert found.judge(2, 5.0, math.inf) == NOT_FINITE and found.has_to_go_back
+
+
+def test_it_goes_back_to_before_the_overflows_that_bad_steps_began_with() -> None:
+    """Until the scale cannot shrink, a fault of the weights looks like one of the scale."""
+    found = watch(roll_back_after=5)
+    assert found.judge(90, 5.0, 1.0) is None and found.first_skipped == 0
+    assert [found.judge(step, 5.0, math.nan, scale_can_shrink=True) for step in range(91, 108)] == [OVERFLOW] * 17
+    resumed = watch(roll_back_after=5)
+    resumed.load(found.state())
+    assert [resumed.judge(step, 5.0, math.nan) for step in range(108, 113)] == [NOT_FINITE] * 5
+    assert resumed.has_to_go_back and resumed.first_skipped == 91
+    assert resumed.judge(113, 5.0, 1.0) is None and resumed.first_skipped == 0
+
+
+@pytest.mark.parametrize(("bad_steps", "first"), [(2, 4), (0, 0)])
+def test_what_older_checkpoints_remember_of_bad_steps_is_taken_over(bad_steps: int, first: int) -> None:
+    found = watch()
+    found.load({"taken": [], "bad_steps": bad_steps, "first_bad": 4, "went_back": False})
+    assert (found.bad_steps, found.first_skipped) == (bad_steps, first)
 
 
 def test_a_loss_that_is_no_number_is_no_overflow_of_the_scale(checkpoint, dataset, tmp_path) -> None:

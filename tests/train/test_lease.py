@@ -28,7 +28,7 @@ from llmpipe.errors import UserError
 from llmpipe.train import failure, lease
 from llmpipe.train.job import Job
 
-HERE = lease.Holder("t", os.getpid(), "7", "this-host", lease.this_machine(), None, "today")
+HERE = lease.Holder("t", os.getpid(), "7", "this-host", lease.this_machine(), None, None, "today")
 ELSEWHERE = replace(HERE, host="other-host", machine="another one")
 
 
@@ -38,6 +38,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT", 0.1)
     monkeypatch.setattr(lease, "STALE", 1.0)
     monkeypatch.setattr(lease, "POLL", 0.02)
+    monkeypatch.setattr(lease, "SLURM_POLL", 0.02)
 
 
 def started(pid: int) -> str:
@@ -102,6 +103,14 @@ def test_what_names_nobody_holds_nothing(content: str, tmp_path: Path) -> None:
         assert lease.held(tmp_path, token)
 
 
+def fake_squeue(says: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked about job 815; of others it says nothing, as of those that have ended."""
+    (folder / "bin").mkdir()
+    (folder / "bin/squeue").write_text(f"#!/bin/sh\ncase \"$*\" in *'--jobs 815 '*) {says};; esac\n")
+    (folder / "bin/squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
+
+
 @pytest.mark.parametrize(
     ("squeue", "machine", "alive"),
     [
@@ -119,11 +128,7 @@ def test_what_names_nobody_holds_nothing(content: str, tmp_path: Path) -> None:
 def test_slurm_decides_where_it_can_be_asked(
     squeue: str, machine: str, alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "squeue").write_text(f"#!/bin/sh\ncase \"$*\" in *'--jobs 815 '*) {squeue};; esac\n")
-    (programs / "squeue").chmod(0o755)
-    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    fake_squeue(squeue, tmp_path, monkeypatch)
     holder = replace(HERE if machine == "this" else ELSEWHERE, job="815", pid=2**22 + 1)  # beyond Linux's last
     write(tmp_path, holder)
     if alive:
@@ -132,6 +137,37 @@ def test_slurm_decides_where_it_can_be_asked(
     else:
         with lease.hold(tmp_path, 0):
             pass
+
+
+@pytest.mark.parametrize("says", ["true", "echo RUNNING"], ids=["none here", "a stranger's here"])
+def test_a_job_of_another_cluster_lives_by_its_heart(
+    says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_squeue(says, tmp_path, monkeypatch)
+    monkeypatch.setattr(lease, "CLUSTER", "ours")
+    write(tmp_path, replace(ELSEWHERE, job="815", cluster="theirs"))
+    begin = time.monotonic()
+    with lease.hold(tmp_path, 60):
+        assert time.monotonic() - begin > lease.STALE
+
+
+def test_the_next_job_waits_behind_the_one_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of an earlier Snakemake, which was killed; who starts the next one is told."""
+    fake_squeue("cat $0.state", tmp_path, monkeypatch)
+    state, runs = tmp_path / "bin/squeue.state", tmp_path / "runs"
+    for name, job in (("a", "815"), ("b", "816"), ("c", None)):
+        (runs / name).mkdir(parents=True)
+        write(runs / name, replace(ELSEWHERE, job=job))
+    (runs / "finished").mkdir()
+    state.write_text("RUNNING\n")
+    told = {name: lease.queue_behind(runs / name) for name in ("a", "b", "c", "finished")}
+    assert told == {"a": " --dependency=afterany:815", "b": "", "c": "", "finished": ""}
+    (line,) = lease.trained_still(runs)
+    assert line.startswith(f"{runs / 'a'} is being trained by process {os.getpid()} on other-host in Slurm job 815 ")
+    assert "scancel --signal=TERM 815" in line
+    for ended in ("", "PENDING\n", "COMPLETING\n"):  # what is put back into the queue may be behind us there
+        state.write_text(ended)
+        assert (lease.queue_behind(runs / "a"), lease.trained_still(runs)) == ("", [])
 
 
 def test_a_job_that_slurm_started_again_elsewhere_goes_on_at_once(

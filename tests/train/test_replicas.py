@@ -1,7 +1,9 @@
 """Ranks that hold the same weights find the one of them that differs."""
 
 import struct
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from jobs import RECIPE, make_job, run_job
 
 from llmpipe.errors import UserError
 from llmpipe.parallel.processes import run_ranks
-from llmpipe.train import loop
+from llmpipe.train import loop, saver
 from llmpipe.train.job import Job
 from llmpipe.train.replicas import disagreeing, hash_bits
 
@@ -46,11 +48,24 @@ def test_a_flipped_bit_stops_the_run(layout, key, rank, named, checkpoint, datas
         run_ranks(train_with_a_flipped_bit, 4, job, rank, key)
 
 
+def train_with_a_flipped_bit_beside_a_slow_save(job: Job, rank: int, key: str) -> None:
+    """The checkpoint of step 1 is not written when step 2 is done."""
+    save = saver.dcp_save
+
+    def save_slowly(*given: Any, **more: Any) -> Any:
+        time.sleep(2)
+        return save(*given, **more)
+
+    saver.dcp_save = save_slowly  # type: ignore[assignment]
+    train_with_a_flipped_bit(job, rank, key)
+
+
 def test_no_checkpoint_holds_what_ranks_disagree_on(checkpoint, dataset, tmp_path) -> None:
+    """The one of the step before, which is under way then, is whole."""
     recipe = replace(CHECKED, check_replicas_every=100, save_every=1)
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe, tp=4)
     with pytest.raises(UserError, match="step 2: of the ranks"):
-        run_ranks(train_with_a_flipped_bit, 4, job, 2, "norm.weight")
+        run_ranks(train_with_a_flipped_bit_beside_a_slow_save, 4, job, 2, "norm.weight")
     assert [path.parent.name for path in job.checkpoints.glob("*/manifest.json")] == ["step-00000001"]
 
 

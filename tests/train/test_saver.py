@@ -5,9 +5,12 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import current_thread
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
 import torch.distributed as dist
 from jobs import RECIPE, assert_same_weights, make_job, run_job
 
@@ -15,6 +18,7 @@ from llmpipe.parallel.processes import run_ranks
 from llmpipe.train import saver
 from llmpipe.train.job import Job
 from llmpipe.train.loop import train
+from llmpipe.train.setup import prepare
 
 SHORT = replace(RECIPE, steps=6, save_every=2, keep=9)
 
@@ -58,12 +62,12 @@ def train_beside_a_slow_save(job: Job) -> bool:
     """The checkpoint of step 4 is written when step 6 is done."""
     save = saver.dcp_save
 
-    def save_slowly(*given: Any, checkpoint_id: Path, **more: Any) -> Any:
+    def save_slowly(*given: Any, storage_writer: Any, **more: Any) -> Any:
         deadline = time.monotonic() + 60
-        while checkpoint_id.name == "step-00000004" and len(job.live.read_text().splitlines()) < 6:
+        while storage_writer.path.name == "step-00000004" and len(job.live.read_text().splitlines()) < 6:
             assert time.monotonic() < deadline, "training waits for the save"
             time.sleep(0.01)
-        return save(*given, checkpoint_id=checkpoint_id, **more)
+        return save(*given, storage_writer=storage_writer, **more)
 
     saver.dcp_save = save_slowly  # type: ignore[assignment]
     return train(job)
@@ -95,8 +99,11 @@ def test_the_newest_and_the_milestones_are_kept(checkpoint, dataset, tmp_path) -
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(SHORT, steps=8, keep=2, milestones=3))
     left = job.checkpoints / "step-00000001"  # by a killed attempt
     left.mkdir(parents=True)
+    copy = job.checkpoints / "step-00000002.bak"  # by a person
+    copy.mkdir()
     run_job(job)
-    assert whole(job) == ["step-00000003", "step-00000006", "step-00000008"] and not left.exists()
+    assert whole(job) == ["step-00000003", "step-00000006", "step-00000008"]
+    assert not left.exists() and copy.exists()
 
 
 def train_beside_one_that_cannot_be_removed(job: Job) -> bool:
@@ -125,6 +132,26 @@ def test_one_is_due_by_the_clock(checkpoint, dataset, tmp_path) -> None:
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe)
     run_job(job)
     assert whole(job) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
+def save_as_on_a_gpu(job: Job) -> list[tuple[str, torch.device]]:
+    """Which thread takes which GPU, on a rank whose GPU is the second one."""
+    trainer, taken = prepare(job), []
+    trainer.optimizer.groups = replace(trainer.groups, device=torch.device("cuda", 1))
+    torch.cuda.current_stream = Mock()
+    torch.cuda.set_device = lambda device: taken.append((current_thread().name, device))
+    job.live.write_text("{}\n")
+    beside = saver.Saver(job, trainer.optimizer, trainer.watch)
+    beside.save(1)
+    beside.wait()
+    return taken
+
+
+def test_the_thread_that_writes_takes_its_ranks_gpu(checkpoint, dataset, tmp_path) -> None:
+    """CUDA's current device is a thread's: left alone, all ranks' threads would take memory of the first GPU."""
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=SHORT)
+    assert run_ranks(save_as_on_a_gpu, 1, job) == [[("save 1", torch.device("cuda", 1))]]
+    assert whole(job) == ["step-00000001"]
 
 
 def train_with_a_rank_that_hangs_in_a_save(job: Job) -> bool:

@@ -1,6 +1,7 @@
 """Training of every family's parts: in every layout as in one process, and as transformers with torch's AdamW."""
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +74,7 @@ def steps(name: str, layout: Layout, groups):
     for step in range(NUM_STEPS):
         batch = batch_of(step, layout.dp, groups.at.dp)
         share = pipeline.forward_backward(batch, global_weight(batch.weights, groups))
-        yield global_loss(share, groups), optimizer.reduce_and_clip()
+        yield global_loss(share, groups, timedelta(minutes=10)), optimizer.reduce_and_clip()
         optimizer.step(1e-2, 0.1)
 
 

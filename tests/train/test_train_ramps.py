@@ -4,6 +4,7 @@ The batch grows by hand after Megatron's rule: sizes change once 8 and 16 sample
 """
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jobs import RECIPE, assert_same_weights, losses, make_job, run_job, train_u
 from llmpipe.errors import UserError
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import BatchRamp, Schedule, WeightDecayRamp
+from llmpipe.train.dry_run import told
 from llmpipe.train.preflight import preflight
 
 SIZES = [4, 4, 8, 12, 12, 12]
@@ -59,3 +61,23 @@ def test_a_size_that_does_not_deal_out_is_refused(checkpoint, dataset, tmp_path:
         preflight(make_job(checkpoint, dataset, tmp_path, replace(RAMPS, global_batch=16), dp=4))
     with pytest.raises(UserError, match="a global batch of 4 gives each pipeline 2 micro-batches of 2, fewer than"):
         preflight(make_job(checkpoint, dataset, tmp_path, RAMPS, pp=4))
+
+
+def test_past_the_ramp_it_goes_on_in_a_layout_of_the_last_size_alone(checkpoint, dataset, tmp_path: Path) -> None:
+    alone, three = (make_job(checkpoint, dataset, tmp_path / "run", RAMPS, micro_batch=1, dp=dp) for dp in (1, 3))
+    with pytest.raises(UserError, match="batch_ramp 4 is not divisible by dp 3"):
+        preflight(three)
+    for step, refused in ((2, "batch_ramp 8 is not divisible by dp 3"), (3, "")):
+        run_job(replace(alone, exit_at_step=step))
+        with pytest.raises(UserError, match=refused) if refused else nullcontext():
+            preflight(three)
+    assert "the first micro-batch: 32 tokens" in told(three, colours=False)
+
+    part = three.checkpoints / "step-00000003/__0_0.distcp"
+    content = part.read_bytes()
+    part.write_bytes(content[1:])
+    with pytest.raises(UserError, match="batch_ramp 8 is not divisible by dp 3"):  # damaged: the one before is taken
+        run_job(three)
+    part.write_bytes(content)
+    whole = run_job(make_job(checkpoint, dataset, tmp_path / "whole", RAMPS, micro_batch=1))
+    torch.testing.assert_close(losses(run_job(three)), losses(whole), rtol=1e-5, atol=0)

@@ -43,7 +43,12 @@ class Batches:
     @property
     def sizes(self) -> list[int]:
         """How many samples a step may take, in the order in which that grows."""
-        return [phase.size for phase in self.phases if phase.first_step < self.steps]
+        return self.sizes_from(0)
+
+    def sizes_from(self, step: int) -> list[int]:
+        """Those of this step and of the ones after it."""
+        first = self._phase(step).first_step
+        return [phase.size for phase in self.phases if first <= phase.first_step < self.steps]
 
     def _phase(self, step: int) -> Phase:
         return next(phase for phase in reversed(self.phases) if phase.first_step <= step)

@@ -23,9 +23,11 @@ GIB = 1 << 30
 def told(job: Job, colours: bool) -> str:
     """The text; what is trained is in colour or in brackets."""
     shape = open_source(Path(job.model)).shape
-    uncut = replace(job, layout=replace(job.layout, cp=1))  # cp ranks have parts of sequences
+    # A step of one micro-batch, which is no rank's part: a ramp's first step may not deal out to the ranks of a rerun.
+    recipe = replace(job.recipe, global_batch=job.layout.micro_batch, batch_ramp=None)
+    first = replace(job, recipe=recipe, layout=replace(job.layout, dp=1, cp=1))
     blend = open_blend(job)
-    loader = open_loader(uncut, Coordinates(dp=0, cp=0, pp=0, tp=0), blend)
+    loader = open_loader(first, Coordinates(dp=0, cp=0, pp=0, tp=0), blend)
     parts = [
         _layout(job.layout, shape),
         _arithmetic(job, len(blend), blend.epoch(len(blend))),

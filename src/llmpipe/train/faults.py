@@ -22,8 +22,10 @@ class Watch:
         self.rule, self.most = recipe.spike, recipe.roll_back_after
         self.taken: deque[list[float]] = deque(maxlen=self.rule.window)
         """Loss and norm of the last steps that were taken."""
-        self.bad_steps, self.first_bad = 0, 0
-        """How many were skipped in a row, and the first of them."""
+        self.bad_steps = 0
+        """How many were skipped in a row, but for overflows."""
+        self.first_skipped = 0
+        """The first one skipped, overflows too, since the last that was taken; 0: none is."""
         self.went_back = False
         """Since the last step that was taken."""
 
@@ -33,13 +35,13 @@ class Watch:
         fp16's overflows until its scale is found are no fault: of gradients, for no loss depends on the scale.
         """
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if math.isfinite(loss) and not finite and scale_can_shrink:
-            return OVERFLOW
         if finite and not self._leaps(loss, grad_norm):
             self.taken.append([loss, grad_norm])
-            self.bad_steps, self.went_back = 0, False
+            self.bad_steps, self.first_skipped, self.went_back = 0, 0, False
             return None
-        self.first_bad = self.first_bad if self.bad_steps else step
+        self.first_skipped = self.first_skipped or step
+        if math.isfinite(loss) and not finite and scale_can_shrink:
+            return OVERFLOW
         self.bad_steps += 1
         return SPIKE if finite else NOT_FINITE
 
@@ -57,14 +59,16 @@ class Watch:
 
     def goes_back(self) -> None:
         """The weights are a checkpoint's again."""
-        self.bad_steps, self.went_back = 0, True
+        self.bad_steps, self.first_skipped, self.went_back = 0, 0, True
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        bad = {"bad_steps": self.bad_steps, "first_bad": self.first_bad, "went_back": self.went_back}
+        bad = {"bad_steps": self.bad_steps, "first_skipped": self.first_skipped, "went_back": self.went_back}
         return {"taken": list(self.taken), **bad}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's."""
         self.taken = deque(state["taken"], maxlen=self.rule.window)
-        self.bad_steps, self.first_bad, self.went_back = state["bad_steps"], state["first_bad"], state["went_back"]
+        self.bad_steps, self.went_back = state["bad_steps"], state["went_back"]
+        older = state.get("first_bad", 0) if self.bad_steps else 0  # a checkpoint's from before overflows counted
+        self.first_skipped = state.get("first_skipped", older)

@@ -26,6 +26,8 @@ from llmpipe.train.saver import Saver
 from llmpipe.train.schedule import learning_rate, weight_decay
 from llmpipe.train.setup import Trainer, prepare
 
+HANG = 0.9
+"""The share of timeout_minutes after which a rank says that another one hangs, before NCCL ends it."""
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +68,7 @@ def run_steps(trainer: Trainer, first_step: int) -> bool:
             go_back(trainer, done, saver, metrics)
         save |= stop or done == end or is_due(recipe.save_every, done) or is_due(recipe.milestones, done)
         if recipe.check_replicas_every and (save or is_due(recipe.check_replicas_every, done)):
+            saver.wait()  # else a failed check would end the ranks with the checkpoint of an earlier step half written
             check_replicas(trainer.optimizer, done)  # before a checkpoint, which could not be gone on from
         if save:
             saver.save(done)
@@ -112,7 +115,8 @@ def gradient(trainer: Trainer, step: int) -> tuple[float, float]:
     loss = trainer.pipeline.forward_backward(batch, total_weight, seeds)
     trainer.tally.add(trainer.model, batch)
     trainer.observer.lap("forward_backward")
-    loss, grad_norm = global_loss(loss, groups) / scale.value, trainer.optimizer.reduce_and_clip()
+    loss = global_loss(loss, groups, timedelta(minutes=HANG * trainer.job.timeout_minutes)) / scale.value
+    grad_norm = trainer.optimizer.reduce_and_clip()
     trainer.observer.lap("reduce")
     return loss, grad_norm
 
@@ -122,14 +126,19 @@ def go_back(trainer: Trainer, step: int, saver: Saver, metrics: Recorder) -> Non
     job, optimizer, watch = trainer.job, trainer.optimizer, trainer.watch
     saver.wait()
     what = f"step {step}: {watch.bad_steps} steps in a row had a loss or gradient that was no number, or a spike"
-    directory = None if watch.went_back else state.newest(job, watch.first_bad - 1)
+    first = watch.first_skipped
+    directory = None if watch.went_back else state.newest(job, first - 1)
     if directory is None:
         why = "after going back as well" if watch.went_back else "and no checkpoint is from before them"
-        raise UserError(f"{what}, {why}: lower lr, or look at the data of steps {watch.first_bad} to {step}")
+        raise UserError(
+            f"{what}, {why}: look at the data of steps {first} to {step}; with these in skip_steps a rerun goes on from"
+            " before them, with another lr it begins anew"
+        )
     back = state.load(directory, optimizer, watch)
     check_lease(job)  # loading takes a while
     optimizer.skipped_steps += step - back
     watch.goes_back()
+    saver.forget(back, step)
     metrics.pass_over(back)
     log.warning("%s: went back to step %s, whose samples up to step %s are passed over", what, back, step)
 
@@ -154,10 +163,15 @@ def global_weight(weights: torch.Tensor, groups: Groups) -> torch.Tensor:
     return torch.where(total > 0, total, 1.0)
 
 
-def global_loss(loss: torch.Tensor, groups: Groups) -> float:
-    """Σ w·ℓ / Σ w from each rank's share; the tp ranks of a stage all have the same share."""
+def global_loss(loss: torch.Tensor, groups: Groups, timeout: timedelta) -> float:
+    """Σ w·ℓ / Σ w from each rank's share; the tp ranks of a stage all have the same share.
+
+    Where another rank hangs, this is the wait that raises: NCCL's own end of patience ends the process without a word.
+    """
     total = loss / groups.layout.tp
-    dist.all_reduce(total)
+    work = dist.all_reduce(total, async_op=True)
+    assert work is not None
+    work.wait(timeout)
     return total.item()
 
 

@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 from llmpipe.checkpoint.convert import DTYPES
+from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, Shape, layer_of
 from llmpipe.files import write_text
 from llmpipe.parallel.groups import Groups
@@ -38,6 +39,7 @@ from llmpipe.progress import Progress
 from llmpipe.train.batches import Batches
 from llmpipe.train.faults import ROLLED_BACK
 from llmpipe.train.job import Job
+from llmpipe.train.line_file import LineFile
 from llmpipe.train.tally import perplexity
 
 # Dense bf16 peaks in FLOP/s, from the vendors' data sheets; those with a longer name go first.
@@ -138,7 +140,7 @@ class Recorder:
         self.epoch_of = epoch_of
         self.flops = {name: flops_per_token(shape, recipe.seq_len, name == "causal") for name in ("full", "causal")}
         self.peak = peak_flops(groups.device, DTYPES[recipe.precision])
-        self.live = job.live
+        self.lines = LineFile(job.live)
         self.bar = Progress("finetune", recipe.steps, "steps")
         self.bar.add(first_step)
 
@@ -147,8 +149,7 @@ class Recorder:
         if not self.is_lead:
             return
         rate = step.tokens / step.seconds
-        with self.live.open("a") as file:
-            file.write(json.dumps(self._line(step, rate)) + "\n")
+        self.lines.add(self._line(step, rate))
         self.bar.add(1, f"loss {step.loss:.4f}, {rate:,.0f} tokens/s")
 
     def _line(self, step: Step, rate: float) -> dict[str, Any]:
@@ -177,13 +178,23 @@ class Recorder:
         """The weights are those after `step` again: the steps since then are skipped, whatever they were."""
         if not self.is_lead:
             return
-        lines = [json.loads(line) for line in self.live.read_text().splitlines()]
+        lines = self.lines.read()
         skipped_steps = lines[step - 1]["skipped_steps"]
         for line in lines[step:]:
             skipped_steps += 1
             line |= {"skipped": line["skipped"] or ROLLED_BACK, "skipped_steps": skipped_steps}
-        write_text(self.live, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(self.lines.path, "".join(json.dumps(line) + "\n" for line in lines))
+        self.lines = LineFile(self.lines.path)
 
     def close(self) -> None:
-        if self.is_lead:
-            self.bar.close()
+        """The end; UserError where the disk does not take the last lines."""
+        if not self.is_lead:
+            return
+        self.bar.close()
+        try:
+            self.lines.write()
+        except OSError as error:
+            raise UserError(
+                f"{self.lines.path} is not written: {error.strerror}: make room, then run finetune again, which goes on"
+                " from its last checkpoint"
+            ) from error

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from llmpipe.files import write_text
 from llmpipe.train.job import Job
+from llmpipe.train.line_file import LineFile
 from llmpipe.train.metrics import memory_bytes
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ class Observer:
     def __init__(self, job: Job, device: torch.device):
         rank = dist.get_rank()
         self.device = device
-        self.lines = job.run / f"ranks/rank-{rank}.jsonl" if job.all_ranks else None
+        self.path = job.run / f"ranks/rank-{rank}.jsonl" if job.all_ranks else None
+        self.lines: LineFile | None = None
         self.first, self.last = job.profile_steps or (0, 0)
         self.trace = job.run / f"profile/rank-{rank}.json"
         self.profiler: profile | None = None
@@ -38,10 +40,11 @@ class Observer:
         """The steps up to this one are done: what stands of later ones is of an attempt that was cut off."""
         if 0 < self.first <= step and not self.trace.exists():
             log.warning("steps %s to %s are not traced: training goes on after step %s", self.first, self.last, step)
-        if self.lines:
-            self.lines.parent.mkdir(exist_ok=True)
-            kept = self.lines.read_text().splitlines(keepends=True) if self.lines.is_file() else []
-            write_text(self.lines, "".join(line for line in kept if _step_of(line) <= step))
+        if self.path:
+            self.path.parent.mkdir(exist_ok=True)
+            kept = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+            write_text(self.path, "".join(line for line in kept if _step_of(line) <= step))
+            self.lines = LineFile(self.path)
 
     def begin(self, step: int) -> None:
         """A step begins."""
@@ -62,9 +65,7 @@ class Observer:
         """A step has ended."""
         if self.lines:
             seconds = {f"{phase}_seconds": round(value, 6) for phase, value in self.seconds.items()}
-            line = {"step": step, **seconds, "memory_bytes": memory_bytes(self.device)}
-            with self.lines.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self.lines.add({"step": step, **seconds, "memory_bytes": memory_bytes(self.device)})
         if step == self.last:
             self.close()
 
@@ -72,8 +73,11 @@ class Observer:
         """Write the trace, if one is being taken; training may have ended before its last step."""
         if self.profiler:
             self.profiler.stop()
-            self.trace.parent.mkdir(exist_ok=True)
-            self.profiler.export_chrome_trace(str(self.trace))
+            try:
+                self.trace.parent.mkdir(exist_ok=True)
+                self.profiler.export_chrome_trace(str(self.trace))
+            except OSError as error:
+                log.warning("%s is not written: %s", self.trace, error)
             self.profiler = None
 
     def _now(self) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from llmpipe.checkpoint import manifest as checkpoint_manifest
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.data.batches.fit import check_tokenizer, check_vocab
 from llmpipe.data.batches.loader import check_batch
@@ -19,6 +20,7 @@ from llmpipe.layout import Layout
 from llmpipe.model.rope import longest_text
 from llmpipe.parallel.schedules import check_micro_batches
 from llmpipe.recipe import Recipe
+from llmpipe.train import state
 from llmpipe.train.apex import check_apex
 from llmpipe.train.batches import Batches
 from llmpipe.train.evaluation import held_out_data
@@ -55,6 +57,21 @@ def check_size(size: int, recipe: Recipe, layout: Layout) -> None:
     key = "global_batch" if size == recipe.global_batch else "batch_ramp"
     check_batch(size, layout.micro_batch, layout.dp, key)
     check_micro_batches(layout, size, key)
+
+
+def check_sizes(job: Job) -> None:
+    """UserError if a step that is still to come does not deal out."""
+    done = steps_done(job) if job.recipe.batch_ramp else 0
+    for size in Batches(job.recipe).sizes_from(done):
+        check_size(size, job.recipe, job.layout)
+
+
+def steps_done(job: Job) -> int:
+    """Those of the newest checkpoint, which a rerun goes on from; 0 without one."""
+    if not (job.run / "checkpoints").is_dir():  # the folder's name there may take hashing the data
+        return 0
+    saved = state.saved(job.checkpoints, job.recipe.steps)
+    return next((state.step_of(path) for path in saved if (path / checkpoint_manifest.NAME).is_file()), 0)
 
 
 def check_steps(job: Job) -> None:
@@ -150,14 +167,13 @@ def preflight(job: Job, dry_run: bool = False, elsewhere: bool = False) -> None:
     check_steps(job)
     shape = open_source(Path(job.model)).shape
     shape.check_split(layout.tp, layout.stages)
-    batches = Batches(recipe)
-    for size in batches.sizes:
-        check_size(size, recipe, layout)
+    check_sizes(job)
     check_tokens(layout, recipe.seq_len)
     if recipe.seq_len > longest_text(shape):
         raise UserError(f"seq_len {recipe.seq_len} is longer than the model's {longest_text(shape)} positions")
     check_data(job, shape.vocab)
     check_test(job)
+    batches = Batches(recipe)
     log.info(
         "%s steps of %s sequences x %s tokens = %s tokens;"
         " %s processes = tp %s x pp %s x cp %s x dp %s, each with %s micro-batches of %s",

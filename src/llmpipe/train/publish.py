@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from llmpipe.train.batches import Batches
 from llmpipe.train.job import Job
 from llmpipe.train.metrics import seconds_of
 from llmpipe.train.record import of_job
+from llmpipe.train.saver import WRITE_MINUTES
 
 
 def publish(job: Job, model: nn.Module, shape: Shape, groups: Groups) -> None:
@@ -39,8 +41,10 @@ def _publish_weights(job: Job, model: nn.Module, groups: Groups) -> str:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
     dist.barrier()
-    dtype = DTYPES[job.recipe.precision]
-    tensors = {key: _whole(parameter).to(dtype) for key, parameter in model.named_parameters()}
+    tensors = _to_write(model, groups, DTYPES[job.recipe.precision])
+    # Of its own, for the others wait while a rank's file is written.
+    timeout = timedelta(minutes=max(job.timeout_minutes, WRITE_MINUTES))
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[assignment]
     written: tuple[str, str] | None = None
     metadata = {"checkpoint": job.model_digest()}
     if groups.data_rank == 0:
@@ -49,7 +53,7 @@ def _publish_weights(job: Job, model: nn.Module, groups: Groups) -> str:
         written = rank_files.file_name(at.tp, at.pp), sha256
         fsync(part / written[0])
     hashes: list[tuple[str, str] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(hashes, written)
+    dist.all_gather_object(hashes, written, group=group)
     if dist.get_rank() == 0:
         source = {"checkpoint": job.model_digest(), "job": job.digest(), "tp": layout.tp, "pp": layout.pp}
         rank_files.finish(part, Path(job.model), "weights", source, dict(pair for pair in hashes if pair))
@@ -59,6 +63,17 @@ def _publish_weights(job: Job, model: nn.Module, groups: Groups) -> str:
         fsync_directory(job.run)
     dist.barrier()
     return manifest.read(final).digest
+
+
+def _to_write(model: nn.Module, groups: Groups, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The parameters that this rank writes, in main memory; all ranks call it together, for all gather each of them."""
+    tensors: dict[str, torch.Tensor] = {}
+    for key, parameter in model.named_parameters():
+        whole = _whole(parameter)
+        if groups.data_rank == 0:
+            tensors[key] = whole.to("cpu", dtype)
+        del whole  # before the next one is gathered: a device may not hold them all
+    return tensors
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException  # not an Exception
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from llmpipe.checkpoint import manifest
@@ -66,6 +67,14 @@ class Saver:
         self.thread = Thread(target=self._write, args=(directory, pieces, told, size), name=f"save {step}", daemon=True)
         self.thread.start()
 
+    def forget(self, after: int, step: int) -> None:
+        """Remove those of more than `after` steps, up to `step`: training went back, and on without what they hold."""
+        self.saved = after
+        if dist.get_rank() == 0:
+            for path in state.saved(self.job.checkpoints, step):
+                if state.step_of(path) > after:
+                    _remove(path)
+
     def wait(self) -> None:
         """Until none is under way; raises where none can ever be again."""
         if self.thread:
@@ -88,10 +97,14 @@ class Saver:
 
     def _write(self, directory: Path, pieces: dict[str, Piece], told: dict[str, Any], metrics_size: int) -> None:
         """The thread: write and publish, or say why not."""
-        step, lead = told["step"], dist.get_rank() == 0
+        step, lead, device = told["step"], dist.get_rank() == 0, self.optimizer.groups.device
         try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # each thread has its own, at first GPU 0, where torch would take memory
             self._together(lambda: self._make(directory, metrics_size) if lead else None)
-            dcp_save({**pieces}, checkpoint_id=directory, process_group=self.group)
+            # Nothing copied ahead: with a GPU in the machine torch waits, for each piece, for the training's kernels.
+            writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
+            dcp_save({**pieces}, storage_writer=writer, process_group=self.group)
             hashes = self._together(lambda: _own_hashes(directory))
             if lead:
                 lease.check(self.job.run)
@@ -99,7 +112,7 @@ class Saver:
                 manifest.write(directory, "training_checkpoint", told, {**known})
                 self.saved = step
                 log.info("step %s: saved %s", step, directory)
-                self._prune(directory.parent, step)
+                self._prune(directory.parent, step, told["watch"]["first_skipped"])
         except (OSError, UserError, CheckpointException) as error:  # a full disk, say: it may not end the training
             if lead:
                 said = _said(error)
@@ -115,17 +128,23 @@ class Saver:
         shutil.rmtree(directory, ignore_errors=True)  # left by a killed attempt
         directory.mkdir(parents=True)
         with self.job.live.open("rb") as live:
-            (directory / self.job.live.name).write_bytes(live.read(metrics_size))
+            lines = live.read(metrics_size)
+        if lines.count(b"\n") != state.step_of(directory):  # some wait for room on the disk: train/line_file.py
+            raise OSError(f"{self.job.live} is not written")
+        (directory / self.job.live.name).write_bytes(lines)
         fsync(directory / self.job.live.name)
 
-    def _prune(self, folder: Path, step: int) -> None:
-        """Remove what killed attempts left, and all but the newest `keep` and the milestones, up to `step`."""
-        recipe, whole = self.job.recipe, 0
-        for path in state.saved(folder, step):
-            is_whole = (path / manifest.NAME).is_file()
-            whole += is_whole
-            is_milestone = recipe.milestones and state.step_of(path) % recipe.milestones == 0
-            if not is_whole or (whole > recipe.keep and not is_milestone):
+    def _prune(self, folder: Path, step: int, first_skipped: int) -> None:
+        """Remove what killed attempts left, and all but the newest `keep` and the milestones, up to `step`.
+
+        While steps are being skipped, the last one before them stays: training may have to go back to it.
+        """
+        recipe, saved = self.job.recipe, state.saved(folder, step)
+        whole = [path for path in saved if (path / manifest.NAME).is_file()]
+        kept = whole[: recipe.keep] + [path for path in whole if state.step_of(path) < first_skipped][:1]
+        kept += [path for path in whole if recipe.milestones and state.step_of(path) % recipe.milestones == 0]
+        for path in saved:
+            if path not in kept:
                 _remove(path)
 
     def _together(self, work: Callable[[], T]) -> list[T]:

@@ -7,6 +7,7 @@ and reads its own part. A folder without a manifest, or with one that does not f
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def saved(folder: Path, at_most: int) -> list[Path]:
 
     Later ones are there where a recipe's `steps` was lowered: they are of a longer training, and left alone.
     """
-    return sorted((path for path in folder.glob("step-*") if step_of(path) <= at_most), reverse=True)
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]  # not a copy, .bak
+    return sorted((path for path in found if step_of(path) <= at_most), reverse=True)
 
 
 def step_of(directory: Path) -> int:
@@ -86,7 +88,7 @@ def _skipped_the_same(directory: Path, skip_steps: list[int]) -> bool:
     """Whether a checkpoint passed over just those of its steps that are to be; a damaged one is judged later."""
     try:
         passed = manifest.read(directory).source["skip_steps"]
-    except (UserError, KeyError):
+    except (UserError, OSError, KeyError):
         return True
     step = step_of(directory)
     if passed == sorted({asked for asked in skip_steps if asked <= step}):
@@ -99,7 +101,7 @@ def _is_whole(directory: Path) -> bool:
     try:
         manifest.check(directory, dist.get_rank(), dist.get_world_size())
         error = None
-    except UserError as damage:
+    except (UserError, OSError) as damage:  # a disk that fails here may give the one before
         error = str(damage)
     errors: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error)

@@ -61,6 +61,7 @@ class Loader:
     def step(self, step: int) -> Batch:
         """The batch of optimizer step `step`, counted from 0."""
         samples = self.samples_of(step)
+        check_batch(len(samples), self.micro_batch, self.dp, "batch_ramp")  # the others were checked at the start
         each = len(samples) // self.dp
         own = samples[self.dp_rank * each : (self.dp_rank + 1) * each]
         rows = [self._row(found) for found in self.rows.read(np.arange(own.start, own.stop))]
