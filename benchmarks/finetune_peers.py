@@ -234,7 +234,9 @@ def hf_trainer(settings: SimpleNamespace, turns: Turns) -> None:
         optim="adamw_torch_fused", bf16=settings.precision == "mixed", use_cpu=settings.device == "cpu",
         gradient_checkpointing=settings.recompute != "off",
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.recompute != "off" else None,
-        torch_compile=settings.compile, train_sampling_strategy="sequential", remove_unused_columns=False,
+        torch_compile=settings.compile,
+        tf32=False if settings.device == "cuda" else None,  # which compiling would switch on
+        train_sampling_strategy="sequential", remove_unused_columns=False,
         use_liger_kernel=settings.device == "cuda" and find_spec("liger_kernel") is not None,
         logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip

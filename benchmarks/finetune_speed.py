@@ -57,6 +57,7 @@ class Worker:
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
             "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],  # Trainer takes all
         }
         self.log = settings.with_name(f"{name}.log").open("w+")
         line = [python, str(HERE / "finetune_peers.py"), name, str(settings)]

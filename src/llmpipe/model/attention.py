@@ -67,6 +67,8 @@ def _piece_by_piece(
 def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, dropout: float) -> torch.Tensor:
     """The last tokens of a text: q (T, heads, D) and k, v (S ≥ T, kv_heads, D), which end together → (T, heads, D)."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T or S, D)
+    if q.is_cuda:  # for fp32 and for masks the one CUDA kernel that takes grouped queries keeps heads x T x S
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     num_keys = k.shape[2]
     if q.shape[2] < num_keys or (window is not None and window < num_keys):
         return _masked(q, k, v, window or num_keys, dropout)[0].transpose(0, 1)

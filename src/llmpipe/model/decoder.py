@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         nothing.
         """
         packed = Packed(cu_seqlens.flatten(), self.cp)
-        key = None if seed is None else (seed,)
+        key = None if seed is None else (seed.cpu(),)  # FSDP2 moves it to the GPU, from which each drop would fetch it
         if self.is_first:
             x = vocab_embedding(x, self.tp, self.embedding, self.first_row)  # (N,) → (N/tp, H)
             x = drop(x, self.dropout.embedding, key and (*key, "embedding"))

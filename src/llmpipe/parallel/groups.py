@@ -102,6 +102,9 @@ def make_groups(layout: Layout, device: torch.device) -> Groups:
         data = _groups_along(layout, 1, 2)
     else:
         data = mesh["copies" if layout.copies > 1 else "shards"].get_group()
+    # NCCL makes a group's communicator at the group's first collective, and all of its ranks have to take part: of a
+    # pipeline's, the schedules only send in pairs, and tied embeddings are summed by its first and last rank alone.
+    dist.all_reduce(torch.zeros(1, device=device), group=mesh["pp"].get_group())
     return Groups(layout, at, device, mesh, data, cp)
 
 

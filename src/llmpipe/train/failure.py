@@ -54,7 +54,10 @@ def digest(run: Path, nodes: int = 1) -> str:
     told, step = read(run), _last_step(run)
     if not told:
         absent = f", or not all of the {nodes} nodes were there" if nodes > 1 else ""
-        return f"after step {step}: a rank ended without a word (killed, perhaps for its memory){absent}"
+        return (
+            f"after step {step}: a rank ended without a word (killed, perhaps for its memory, or by NCCL after"
+            f" timeout_minutes without an answer from another rank){absent}"
+        )
     said = f"rank {told['rank']} on {told['host']}: {told['error']}"
     if told["silent"]:
         said = f"{told['silent']} did not answer and hangs or is dead; then {said}"

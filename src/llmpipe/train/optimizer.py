@@ -92,9 +92,10 @@ class Optimizer:
         self.skipped_steps = counters["skipped_steps"]
         self.scale.load(counters["loss_scale"])
         for state in self.adamw.state.values():
-            state["step"].fill_(step - self.skipped_steps)
+            if "step" in state:
+                state["step"].fill_(step - self.skipped_steps)
         for group in self.adamw.param_groups:
-            group["step"] = step - self.skipped_steps  # where apex's counts
+            group["step"] = step - self.skipped_steps  # where apex's counts, and only there
         self.into_model()
 
     def copies(self, key: str) -> int:
