@@ -92,6 +92,7 @@ def test_the_workflow_imports_look_ups_only() -> None:
         "llmpipe import launch",
         "llmpipe.errors import UserError",
         "llmpipe.project import configs, inputs, left_jobs, needs, options, outputs",
+        "llmpipe.train import lease",
     }
     assert not any(found.values()), f"look-ups stand in common.smk: {found}"
 

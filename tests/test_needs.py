@@ -55,16 +55,19 @@ def test_the_embedding_may_be_the_largest_block(config: Path) -> None:
 
 
 def test_a_training_holds_its_checkpoint_twice() -> None:
-    """Eight ranks share all of a 7B; of a 70B each of 32 ranks has a part, and eight are on a node."""
-    assert needs.finetune_memory("llama2_7b") == 8 * (8000 + megabytes(24 * PARAMETERS_7B / 8))
-    assert needs.finetune_memory("llama2_70b") == 8 * (8000 + megabytes(24 * PARAMETERS_70B / 32))
+    """Eight ranks share all of a 7B, and one publishes it, in bf16; of a 70B each of 32 ranks has a part, and publishes
+    it, and eight are on a node."""
+    whole, part = 2 * PARAMETERS_7B, 2 * PARAMETERS_70B / 32
+    assert needs.finetune_memory("llama2_7b") == 8 * (8000 + megabytes(24 * PARAMETERS_7B / 8)) + megabytes(whole)
+    assert needs.finetune_memory("llama2_70b") == 8 * (8000 + megabytes(24 * PARAMETERS_70B / 32)) + megabytes(8 * part)
 
 
 def test_copies_of_the_parameters_and_bf16_count(config: Path) -> None:
     path, recipe = config / "runs/llama2_7b.yaml", config / "recipes/llama2.yaml"
     path.write_text(path.read_text().replace("data_parallel: full ", "data_parallel: plain "))
     recipe.write_text(recipe.read_text().replace("parameters: fp32", "parameters: bf16"))
-    assert needs.finetune_memory("llama2_7b") == 8 * (8000 + megabytes(12 * PARAMETERS_7B))
+    published = megabytes(2 * PARAMETERS_7B)
+    assert needs.finetune_memory("llama2_7b") == 8 * (8000 + megabytes(12 * PARAMETERS_7B)) + published
 
 
 def test_an_evaluation_takes_its_gpus_or_the_model() -> None:
@@ -72,6 +75,34 @@ def test_an_evaluation_takes_its_gpus_or_the_model() -> None:
     path = Path("config/runs/llama2_7b.yaml")
     path.write_text(path.read_text().replace("device: cuda", "device: cpu"))
     assert needs.evaluate_memory("llama2_7b") == 4000 + megabytes(5.2 * PARAMETERS_7B)
+
+
+def test_an_evaluation_lasts_as_long_as_its_text_and_tasks(config: Path) -> None:
+    """Two models that are read and run; most of the test split's tokens are read twice."""
+    path = config / "runs/llama2_7b.yaml"
+    tp2 = path.read_text().replace("tp: 1", "tp: 2").replace("split: [969, 30, 1]", "split: [98, 1, 1]")
+    path.write_text(tp2)
+    reading = 30 + ceil(megabytes(2 * 4 * PARAMETERS_7B) / 3000)
+    assert needs.evaluate_minutes("llama2_7b") == reading  # no data is there yet
+    make(Path("results/models/llama2_7b/corpora/text.bin"), 1_000_000_000)
+    flop = 2 * 2 * PARAMETERS_7B * 2 * 5_000_000  # 1 % of 500 million tokens
+    assert needs.evaluate_minutes("llama2_7b") == reading + ceil(flop / (2 * 5e13) / 60)
+    configs.run.cache_clear()
+    path.write_text(tp2.replace("evaluate: [perplexity]", "evaluate: [hellaswag, tasks/own.yaml]"))
+    assert needs.evaluate_minutes("llama2_7b") == reading + ceil(2 * 2 * PARAMETERS_7B * 2 * 50e6 / (2 * 5e13) / 60)
+    configs.run.cache_clear()
+    path.write_text(tp2.replace("device: cuda", "device: cpu"))
+    assert needs.evaluate_minutes("llama2_7b") == 24 * 60
+
+
+def test_an_evaluation_on_text_of_its_own_reads_all_of_it(config: Path) -> None:
+    path = config / "runs/llama2_7b.yaml"
+    path.write_text(path.read_text() + "test: {held_out: 1}\n")
+    shutil.copy(config / "corpora/text.yaml", config / "corpora/held_out.yaml")
+    make(Path("results/models/llama2_7b/corpora/text.bin"), 1_000_000_000)
+    before = needs.evaluate_minutes("llama2_7b")
+    make(Path("results/models/llama2_7b/corpora/held_out.bin"), 10_000_000)
+    assert needs.evaluate_minutes("llama2_7b") == before + ceil(2 * 2 * PARAMETERS_7B * 2 * 5e6 / 5e13 / 60)
 
 
 def test_a_report_takes_the_index_of_its_data() -> None:

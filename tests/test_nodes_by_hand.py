@@ -21,6 +21,7 @@ from finetune_command import (
     wait_for_torchrun,
     wait_until_no_rank_lives,
 )
+from llmpipe.train import first_node
 
 Launcher = subprocess.Popen[str]
 
@@ -39,6 +40,17 @@ class Nodes:
         command = [*LLMPIPE, *self.arguments, *place, *more]
         self.started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return self.started[-1]
+
+
+def test_a_node_is_told_to_the_others_by_what_they_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its address, not its host's name; the first node, where its own name is a loopback address, by the name given."""
+    assert first_node.own_address("127.0.0.1:29500") == "127.0.0.1"
+    assert first_node.own_address("localhost:29500") == "localhost"
+    assert first_node.own_address("no-such-host.invalid:29500") is None
+    first = socket.getaddrinfo("127.0.0.1", 29500, type=socket.SOCK_DGRAM)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: first if host == "node0" else [])
+    monkeypatch.setattr(socket.socket, "getsockname", lambda _: ("10.1.2.3", 4711))  # as on another machine
+    assert first_node.own_address("node0:29500") == "10.1.2.3"
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from llmpipe.layout import Layout
 
 T = TypeVar("T")
 HUB = "hf://"
+PERPLEXITY = "perplexity"
+"""Among an evaluation's tasks, the one that is not lm-eval's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +115,12 @@ class Run:
     test: dict[str, float] = field(default_factory=dict)
     """Corpora of their own to measure perplexity on; then every document of data is trained on."""
     layout: Layout = field(default_factory=Layout)
-    evaluate: list[str] = field(default_factory=lambda: ["perplexity"])
+    evaluate: list[str] = field(default_factory=lambda: [PERPLEXITY])
     """perplexity (of the test split), lm-eval task names, or files of lm-eval tasks."""
 
     def __post_init__(self) -> None:
         check_held_out(self.data, self.validation, self.test)
+        check_split(self.split, f"split: {self.split}")
 
     @property
     def corpora(self) -> list[str]:
@@ -180,6 +183,11 @@ def parse_split(given: str) -> list[float]:
         shares = [float(share) for share in given.split(",")]
     except ValueError:
         shares = []
-    if len(shares) != 3 or not all(0 <= share < math.inf for share in shares) or not sum(shares):
-        raise UserError(f"--split {given}: three shares for train, validation and test are expected, as in 969,30,1")
+    check_split(shares, f"--split {given}")
     return shares
+
+
+def check_split(shares: list[float], given: str) -> None:
+    """UserError unless these are three shares of something."""
+    if len(shares) != 3 or not all(0 <= share < math.inf for share in shares) or not sum(shares):
+        raise UserError(f"{given}: three shares for train, validation and test are expected, as in 969,30,1")

@@ -22,6 +22,7 @@ from typing import Any
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.parallel import gpus
+from llmpipe.project import configs
 from llmpipe.track.follower import followed
 from llmpipe.train import failure, first_node, lease, leftovers
 from llmpipe.train.job import Job
@@ -56,13 +57,14 @@ class Place:
     track_experiment: str = "llmpipe"
 
 
-def resources(layout: Layout) -> dict[str, Any]:
+def resources(layout: Layout, run: Path) -> dict[str, Any]:
     """The Snakemake resources of a training job, right for the Slurm plugin and for one machine.
 
     One launcher a node. `tasks_per_gpu` 0 keeps the plugin from turning `tasks` into --ntasks-per-gpu, and a true
     `mpi` (several nodes) keeps it from putting an srun of its own around the command; it refuses one for one task.
     `gpu` is the total, which `--resources gpu=N` counts on one machine and the plugin hands on as --gpus;
-    --gpus-per-node, beside it, spreads them. TERM comes ahead of the time limit: the launcher saves and stops.
+    --gpus-per-node, beside it, spreads them. TERM comes ahead of the time limit: the launcher saves and stops. Where a
+    job of an earlier Snakemake trains in the run's folder still, this one waits for its end, without nodes.
     """
     has_gpus = layout.device == "cuda"
     per_node = f"--gpus-per-node={layout.gpus_per_node} " if has_gpus else ""
@@ -73,8 +75,13 @@ def resources(layout: Layout) -> dict[str, Any]:
         "tasks": layout.nodes,
         "tasks_per_gpu": 0,
         "gpu": layout.processes if has_gpus else 0,
-        "slurm_extra": f"{per_node}--signal=TERM@{STOP_SECONDS}",
+        "slurm_extra": f"{per_node}--signal=TERM@{STOP_SECONDS}{lease.queue_behind(run)}",
     }
+
+
+def resource(run_name: str, name: str) -> Any:
+    """One of the resources of a run's training, in a project's folder."""
+    return resources(configs.layout(run_name), Path("results/runs", run_name))[name]
 
 
 def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -> int:
@@ -190,6 +197,8 @@ def _torchrun(job: Job, place: Place, log_file: Path | None) -> list[str]:
             f"--rdzv-id={job.run.name}",
             f"--rdzv-conf=is_host={int(place.node_rank == 0)},join_timeout={NODES_SECONDS}",
         ]  # fmt: skip
+        address = first_node.own_address(place.master) if place.master else None
+        rendezvous += [f"--local-addr={address}"] if address else []
     return [
         sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={layout.gpus_per_node}",
         f"--max-restarts={place.restarts}", "--signals-to-handle=SIGQUIT",

@@ -180,6 +180,20 @@ class PrivateSlurm:
             self._write_script(f"bin/{client}", own)
             asked.unlink(missing_ok=True)
 
+    @contextmanager
+    def failing(self, client: str, times: int) -> Iterator[None]:
+        """Have a client say so often that it cannot reach the controller."""
+        script, left = self.folder / f"bin/{client}", self.folder / "run/left"
+        own = script.read_text().removeprefix("#!/bin/sh\n").rstrip()
+        left.write_text("x" * times)
+        fail = f"if [ -s {left} ]; then truncate -s -1 {left}; echo 'Unable to contact controller' >&2; exit 1; fi"
+        self._write_script(f"bin/{client}", f"{fail}\n{own}")
+        try:
+            yield
+        finally:
+            self._write_script(f"bin/{client}", own)
+            left.unlink()
+
     def processes(self, variable: str = "") -> list[int]:
         """Its processes, jobs' included, and whose talk to it: their environment names the folder, and the variable."""
         found = list[int]()

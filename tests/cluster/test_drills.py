@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import LAPTOP, SCREENS, Browser
-from drill_project import RECORD, RUN, DrillProject, assert_same
+from drill_project import RECORD, RUN, STEPS, DrillProject, assert_same
 
 URGENT = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
 
@@ -105,7 +105,8 @@ def test_node_that_hangs(project: DrillProject, undisturbed: DrillProject) -> No
 
 
 def test_snakemake_killed_and_started_again(project: DrillProject, undisturbed: DrillProject) -> None:
-    """Its job trains on; the job of the second Snakemake waits for that one, and finds the training finished."""
+    """Its job trains on; that of the second Snakemake, which says so, waits for it in the queue, and publishes what it
+    has trained."""
     project.start()
     project.until_saved()
     first, _ = project.training()
@@ -113,10 +114,12 @@ def test_snakemake_killed_and_started_again(project: DrillProject, undisturbed: 
         project.kill_snakemake()
         assert project.snakemake("--unlock").wait() == 0
         project.start()
-        project.until(lambda: "is being trained by" in project.story(), "a second job that waits")
-        assert project.trainings[0][0] == first
+        project.until(lambda: len(project.trainings) == 2, "a second job")
+        assert [(state, nodes) for _, state, nodes in project.trainings][1] == ("PENDING", [])
+        assert project.training()[0] == first
     project.finish()
-    assert project.resumed == [], project.story()  # the first job did all steps
+    assert f"in Slurm job {first} since" in project.story()
+    assert project.resumed == [STEPS], project.story()  # the first job did all of them
     assert_same(project, undisturbed)
 
 
@@ -139,7 +142,7 @@ def test_ctrl_c(project: DrillProject, undisturbed: DrillProject) -> None:
 
 
 def test_full_disk(project: DrillProject, undisturbed: DrillProject) -> None:
-    """Nothing more can be written: ranks fail and say why; started again when there is room, they go on."""
+    """Nothing more can be written: a warning; training goes on, and its metrics wait in memory until there is room."""
     if os.geteuid():
         pytest.skip("a small file system is mounted for this one, which takes root")
     project.run.mkdir(parents=True)
@@ -149,8 +152,8 @@ def test_full_disk(project: DrillProject, undisturbed: DrillProject) -> None:
     fill(project.run / "filler")
     project.until(lambda: "No space left on device" in project.story(), "a word on the full disk")
     (project.run / "filler").unlink()
-    project.until_resumed()
     project.finish()
+    assert project.resumed == [], project.story()
     assert_same(project, undisturbed)
 
 

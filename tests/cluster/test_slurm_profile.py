@@ -70,6 +70,13 @@ def run_jobs(slurm: PrivateSlurm, folder: Path, snakefile: str, *changes: tuple[
     assert done.returncode == 0, done.stdout
 
 
+def test_a_controller_that_does_not_answer_for_a_while(slurm: PrivateSlurm, tmp_path: Path) -> None:
+    """By itself the plugin forgets its jobs after five failures in a row, and Snakemake waits for ever."""
+    with slurm.failing("squeue", times=12):
+        run_jobs(slurm, tmp_path, VERSION)
+    assert (tmp_path / "version").read_text().startswith("llmpipe")
+
+
 def test_modules_are_loaded_before_each_job(slurm: PrivateSlurm, tmp_path: Path) -> None:
     """`module` is a shell's function, which a file defines, as on clusters."""
     (tmp_path / "modules.sh").write_text('module() { export LOADED="$2"; }\n')

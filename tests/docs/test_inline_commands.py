@@ -25,8 +25,10 @@ ELSEWHERE = {
     "mlflow server": "the name of what tests/track starts",
     "touch RUN/stop": "a training is stopped so in tests/train",
     "touch results/runs/one_gpu/stop": "the same, of the run of that page",
+    "touch results/runs/RUN/stop": "the same, of any run",
     "git lfs pull": "takes a clone of a hub's repository",
     "srun --gpus=1 llmpipe doctor": "tests/cluster/test_slurm_gpus.py",
+    "srun llmpipe doctor": "the same",
     "squeue -u $USER -o '%i %k %T %Z'": "tests/cluster/test_slurm_gpus.py",
 }
 """Where another test runs it, or why none does."""

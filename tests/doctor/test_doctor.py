@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -201,6 +202,15 @@ def test_partitions_that_preempt_without_a_grace_time(mode: str, grace: int, adv
     assert verdicts(slurm()) == {"Slurm": "ok", "partition main": "ok", "partition urgent": "ok"}
 
 
+def test_accounting_is_told(command: Any) -> None:
+    command("sinfo", "if [ $1 = --version ]; then echo slurm 24.11.5; else echo 'main*|up|infinite|4|16|(null)'; fi")
+    command("scontrol", "echo 'AccountingStorageType   = accounting_storage/slurmdbd'")
+    _, accounting, _ = slurm()
+    assert accounting.verdict == "ok" and "slurm-status-command: sacct" in accounting.found
+    command("scontrol", "echo 'AccountingStorageType   = (null)'")
+    assert "accounting" not in verdicts(slurm())
+
+
 def test_slurm_that_does_not_answer(command: Any) -> None:
     command("sinfo", "[ $1 = --version ] && exit 0; echo 'slurm_load_partitions: Unable to contact' >&2; exit 1")
     (found,) = slurm()
@@ -251,6 +261,14 @@ def test_disk_and_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         usage.total = total
         assert verdicts(machine.shared_memory(tmp_path)) == {str(tmp_path): verdict}
     assert verdicts(machine.shared_memory(tmp_path / "none")) == {str(tmp_path / "none"): "note"}
+
+
+def test_locked_memory_counts_where_there_is_infiniband(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert [*machine.locked_memory(tmp_path / "none"), *machine.locked_memory(tmp_path)] == []
+    (tmp_path / "mlx5_0").touch()
+    for limit, verdict in ((64 * 1024, "note"), (resource.RLIM_INFINITY, "ok")):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert verdicts(machine.locked_memory(tmp_path)) == {"locked memory": verdict}
 
 
 def test_kinds_of_file_systems(tmp_path: Path) -> None:

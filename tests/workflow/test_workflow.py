@@ -23,9 +23,9 @@ ONE_NODE = "mpi=, nodes=1, tasks=1, tasks_per_gpu=0, gpu=8, slurm_extra=--gpus-p
 FOUR_NODES = "mpi=srun, nodes=4, tasks=4, tasks_per_gpu=0, gpu=32, slurm_extra=--gpus-per-node=8 --signal=TERM@120\n"
 
 MEGABYTES_AND_MINUTES = {
-    "llama2_7b": (225728, 6429, 39),
-    "llama2_13b": (376384, 7807, 48),
-    "llama2_70b": (477864, 14268, 122),
+    "llama2_7b": (239205, 6429, 39),
+    "llama2_13b": (402416, 7807, 48),
+    "llama2_70b": (512353, 14268, 122),
 }
 
 
@@ -58,11 +58,21 @@ def test_slurm_dry_run_prints_the_right_jobs(model: str, layout: str, resources:
 
 
 @pytest.mark.usefixtures("inputs")
+def test_a_job_that_failed_asks_for_more_minutes(snakemake: Snakemake, tmp_path: Path) -> None:
+    """As it has to after a time limit."""
+    (tmp_path / "bin/llmpipe").write_text("#!/bin/sh\nexit 1\n")
+    done = snakemake("--cores", "all", "--retries", "2", "convert_llama2_70b")
+    assert done.returncode == 1
+    *_, first = MEGABYTES_AND_MINUTES["llama2_70b"]
+    assert re.findall(r"runtime=(\d+)", done.stdout) == [str(first * tries) for tries in (1, 2, 3)]
+
+
+@pytest.mark.usefixtures("inputs")
 def test_the_profile_can_name_the_kind_of_gpu(project: Path, snakemake: Snakemake) -> None:
-    """By two lines of its comments, which Slurm wants to agree: tests/cluster/test_slurm_gpus.py."""
+    """By lines of its comments, which Slurm wants to agree: tests/cluster/test_slurm_gpus.py."""
     shipped = (project / "slurm/config.yaml").read_text()
-    profile, found = re.subn(r"(?m)^( +)# (gpu_model|slurm_extra): ", r"\1\2: ", shipped)
-    assert found == 3  # two of finetune, one of evaluate
+    profile, found = re.subn(r"(?m)^( +)# (gpu_model: |slurm_extra: |evaluate:| +gpu_model: )", r"\1\2", shipped)
+    assert found == 4  # two of finetune; evaluate and its own
     (project / "slurm").unlink()
     (project / "slurm").mkdir()
     (project / "slurm/config.yaml").write_text(profile)

@@ -27,7 +27,7 @@ rule convert:
         "logs/convert/{model}.benchmark.tsv"
     resources:
         mem_mb=needs.PROCESS,
-        runtime=by("model", needs.convert_minutes),
+        runtime=minutes("model", needs.convert_minutes),
     params:
         options=by("model", options.convert_options),
     shell:
@@ -54,7 +54,7 @@ rule verify:
     threads: 8
     resources:
         mem_mb=by("model", needs.verify_memory),
-        runtime=by("model", needs.model_minutes),
+        runtime=minutes("model", needs.model_minutes),
     shell:
         "llmpipe verify {input.checkpoint} --reference {input.source} --output {output.card} --log {log}"
 
@@ -71,7 +71,7 @@ rule shard:
         "logs/shard/{model}.tp{tp}-pp{pp}.benchmark.tsv"
     resources:
         mem_mb=needs.PROCESS,
-        runtime=by("model", needs.model_minutes),
+        runtime=minutes("model", needs.model_minutes),
     params:
         stages=by("pp", options.stage_options),
     shell:
@@ -101,6 +101,6 @@ rule verify_shards:
     threads: 8
     resources:
         mem_mb=by("model", needs.whole_memory),
-        runtime=by("model", needs.model_minutes),
+        runtime=minutes("model", needs.model_minutes),
     shell:
         "llmpipe verify {input.shards} --reference {input.checkpoint} --output {output.card} --log {log}"

@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 from llmpipe import launch
 from llmpipe.errors import UserError
 from llmpipe.project import configs, inputs, left_jobs, needs, options, outputs
+from llmpipe.train import lease
 
 
 def told(look_up, *arguments):
@@ -25,8 +26,7 @@ def there(path):
 
 
 def by(wildcard, look_up, *more):
-    """A look-up by the value of a wildcard, or of several as in "model corpus", as a function for input, params,
-    threads and resources."""
+    """A look-up by a wildcard's value, or by several's ("model corpus"), for input, params, threads and resources."""
 
     def found(wildcards):
         values = [getattr(wildcards, name) for name in wildcard.split()]
@@ -35,9 +35,17 @@ def by(wildcard, look_up, *more):
     return found
 
 
+def minutes(wildcard, look_up):
+    """The same for a job's minutes, of which a retry has more."""
+
+    def found(wildcards, attempt):
+        return needs.retried(by(wildcard, look_up)(wildcards), attempt)
+
+    return found
+
+
 def checked(check, *names):
-    """For a target's input: no file, but a look at all its config files before anything else. Where Snakemake meets
-    a mistake further down the graph, it takes an output that exists for up to date."""
+    """For a target's input: no file, but a look at all its config files, before outputs count for up to date."""
 
     def found(wildcards):
         for name in names:
@@ -45,14 +53,6 @@ def checked(check, *names):
         return []
 
     return found
-
-
-def training(run, resource):
-    return launch.resources(configs.layout(run))[resource]
-
-
-def tracked_files(wildcards):
-    return outputs.tracked_files(wildcards.name, wildcards.stage)
 
 
 PROJECT = told(configs.project, config)

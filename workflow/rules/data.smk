@@ -22,7 +22,7 @@ rule tokenize:
     threads: needs.WORKERS
     resources:
         mem_mb=needs.TOKENIZE,
-        runtime=by("corpus", needs.tokenize_minutes),
+        runtime=minutes("corpus", needs.tokenize_minutes),
     params:
         prefix=subpath(output.bin, strip_suffix=".bin"),
     shell:
@@ -63,7 +63,7 @@ rule tokenize_part:
     threads: needs.WORKERS
     resources:
         mem_mb=needs.TOKENIZE,
-        runtime=by("corpus", needs.tokenize_minutes),
+        runtime=minutes("corpus", needs.tokenize_minutes),
     params:
         prefix="results/models/{model}/corpora/{corpus}",
     shell:
@@ -105,7 +105,7 @@ rule merge_parts:
         corpus=configs.one_of(PARTED),
     resources:
         mem_mb=needs.PROCESS,
-        runtime=by("corpus", needs.merge_minutes),
+        runtime=minutes("corpus", needs.merge_minutes),
     params:
         parts=by("model corpus", outputs.part_prefixes),
         prefix=subpath(output.bin, strip_suffix=".bin"),

@@ -24,6 +24,7 @@ rule evaluate:
     threads: by("run", options.evaluate_threads)
     resources:
         mem_mb=by("run", needs.evaluate_memory),
+        runtime=minutes("run", needs.evaluate_minutes),
         nodes=1,
         gpu=by("run", options.evaluate_gpus),
     params:
@@ -48,6 +49,6 @@ rule export:
     threads: 8
     resources:
         mem_mb=by("run", needs.export_memory),
-        runtime=by("run", needs.export_minutes),
+        runtime=minutes("run", needs.export_minutes),
     shell:
         "llmpipe export results/runs/{wildcards.run} --output {output} --log {log}"

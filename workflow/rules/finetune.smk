@@ -17,18 +17,18 @@ rule finetune:
         "logs/finetune/{run}.log",
     benchmark:
         "logs/finetune/{run}.benchmark.tsv"
-    threads: by("run", training, "threads")
+    threads: by("run", launch.resource, "threads")
     resources:
         # One launcher a node, which starts that node's ranks: see llmpipe.launch.resources. `gpu` is the total: on one
         # machine `--resources gpu=8` counts it, so that two trainings do not meet on a GPU. How long a job may take is the
         # profile's: a training goes on in the next one.
         mem_mb=by("run", needs.finetune_memory),
-        mpi=by("run", training, "mpi"),
-        nodes=by("run", training, "nodes"),
-        tasks=by("run", training, "tasks"),
+        mpi=by("run", launch.resource, "mpi"),
+        nodes=by("run", launch.resource, "nodes"),
+        tasks=by("run", launch.resource, "tasks"),
         tasks_per_gpu=0,
-        gpu=by("run", training, "gpu"),
-        slurm_extra=by("run", training, "slurm_extra"),
+        gpu=by("run", launch.resource, "gpu"),
+        slurm_extra=by("run", launch.resource, "slurm_extra"),
     params:
         # Training checkpoints in it are undeclared on purpose: Snakemake deletes outputs
         # before every attempt, and a retry resumes from them.

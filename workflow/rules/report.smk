@@ -19,6 +19,6 @@ rule report:
         "logs/report/{run}.log",
     resources:
         mem_mb=by("run", needs.report_memory),
-        runtime=by("run", needs.report_minutes),
+        runtime=minutes("run", needs.report_minutes),
     shell:
         "llmpipe report results/runs/{wildcards.run} --output {output} --log {log}"

@@ -26,7 +26,7 @@ rule track_finetune:
 
 rule track:
     input:
-        tracked_files,
+        by("name stage", outputs.tracked_files),
     output:
         "results/{kind}/{name}/tracked/{stage}.json",
     log:

@@ -23,6 +23,7 @@ def examine(folder: Path, uri: str | None) -> list[Finding]:
         "CPU": in_background(lambda: [*machine.cores()]),
         "disk": in_background(lambda: [*machine.disk(folder)]),
         "/dev/shm": in_background(lambda: [*machine.shared_memory()]),
+        "locked memory": in_background(lambda: [*machine.locked_memory()]),
         "Slurm": in_background(lambda: [*slurm.slurm()]),
         "MLflow": in_background(lambda: [*store.store(uri)]),
     }

@@ -1,6 +1,7 @@
 """The machine: cores and memory, the disk that results go to, shared memory."""
 
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from llmpipe.doctor.finding import GIB, Finding, mend, note, ok
 SMALL_DISK, FULL_DISK = 200 * GIB, 2 * GIB
 SMALL_SHM = GIB
 SHM = Path("/dev/shm")
+INFINIBAND = Path("/sys/class/infiniband")
 SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "fuse", "glusterfs", "wekafs")
 """How the kinds of file systems begin that several machines may write."""
 
@@ -62,3 +64,15 @@ def shared_memory(path: Path = SHM) -> Iterator[Finding]:
         yield note(str(path), f"{size / GIB:.2g} GiB", advice)
     else:
         yield ok(str(path), f"{size / GIB:.0f} GiB")
+
+
+def locked_memory(adapters: Path = INFINIBAND) -> Iterator[Finding]:
+    """What RDMA takes: Slurm gives jobs the limits of the shell that submitted them, unless it is told not to."""
+    if not adapters.is_dir() or not list(adapters.iterdir()):
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        yield ok("locked memory", "no limit, as InfiniBand wants it")
+    else:
+        advice = "NCCL over InfiniBand fails or falls back: no limit is wanted where jobs are submitted (ulimit -l)"
+        yield note("locked memory", f"{limit / 1024:,.0f} KiB", advice)

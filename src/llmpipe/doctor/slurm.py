@@ -26,16 +26,22 @@ def slurm() -> Iterator[Finding]:
     yield ok("Slurm", (version or ["slurm, of no known version"])[0])
     if not lines:
         yield note("partitions", "none", "the cluster has none that you may use: ask its administrators")
-    killing = _killing() if lines else {}
+    settings = _settings()
+    if settings.get("AccountingStorageType") == "accounting_storage/slurmdbd":
+        yield ok("accounting", "there: slurm-status-command: sacct, in slurm/config.yaml, knows jobs for longer")
+    killing = _killing() if settings.get("PreemptType") == "preempt/partition_prio" else {}
     for name, rows in groupby(sorted(lines), key=lambda line: line.split("|")[0]):
         yield _partition(name, [row.split("|") for row in rows], killing.get(name.rstrip("*"), ""))
 
 
+def _settings() -> dict[str, str]:
+    """slurm.conf, as the controller has it; empty without an answer."""
+    lines, _ = told_by("scontrol", "show", "config", seconds=SECONDS)
+    return dict(re.findall(r"(?m)^(\w+) *= (\S+)", "\n".join(lines or [])))
+
+
 def _killing() -> dict[str, str]:
     """The PreemptMode of partitions whose jobs make room for those of others without a grace time."""
-    settings, _ = told_by("scontrol", "show", "config", seconds=SECONDS)
-    if not any(line.split() == ["PreemptType", "=", "preempt/partition_prio"] for line in settings or []):
-        return {}
     lines, _ = told_by("scontrol", "--oneliner", "show", "partition", seconds=SECONDS)
     partitions = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines or []]
     highest = max((int(one["PriorityTier"]) for one in partitions), default=0)

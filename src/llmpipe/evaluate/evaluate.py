@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from llmpipe.checkpoint.formats import open_source
+from llmpipe.config import PERPLEXITY
 from llmpipe.data.batches.fit import check_tokenizer, check_vocab
 from llmpipe.data.batches.held_out import heldout
 from llmpipe.data.batches.sampling import part_of
@@ -19,7 +20,7 @@ from llmpipe.data.dataset.indexed import Reader
 from llmpipe.data.tokenizer import open_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.evaluate.perplexity import count_tokens, model_perplexity, unigram_perplexity
-from llmpipe.evaluate.plan import PERPLEXITY, Plan
+from llmpipe.evaluate.plan import Plan
 from llmpipe.evaluate.table import Measure, rows, write_table
 from llmpipe.files import atomic_directory
 from llmpipe.inference.forward import Engine

@@ -12,9 +12,10 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
+from llmpipe.config import PERPLEXITY
 from llmpipe.data.tokenizer import Tokenizer
 from llmpipe.errors import UserError, nearest
-from llmpipe.evaluate.plan import PERPLEXITY, TASK_FILES
+from llmpipe.evaluate.plan import TASK_FILES
 from llmpipe.evaluate.table import Measure
 from llmpipe.inference.generate import greedy
 from llmpipe.inference.loglikelihood import HasLogits, loglikelihoods

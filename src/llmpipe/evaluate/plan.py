@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmpipe.config import PERPLEXITY
 from llmpipe.errors import UserError
 from llmpipe.train.record import run_record, weights_of
 
-PERPLEXITY = "perplexity"
 TASK_FILES = (".yaml", ".yml")
 SPLIT = [969.0, 30.0, 1.0]
 

@@ -8,13 +8,13 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from llmpipe.config import HUB
+from llmpipe.config import HUB, PERPLEXITY
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES, Shape, from_hf_config, layer_of, named_size
 from llmpipe.files import matching, read_json
 from llmpipe.project.configs import corpus, layout, model, recipe_file, run
-from llmpipe.project.options import evaluate_gpus
-from llmpipe.project.outputs import dataset_files, fetched
+from llmpipe.project.options import evaluate_gpus, evaluate_threads
+from llmpipe.project.outputs import dataset, dataset_files, fetched
 from llmpipe.recipe import Recipe
 from llmpipe.yaml_file import load
 
@@ -26,6 +26,7 @@ WORKERS, WORKER = 8, 500
 TOKENIZE = PROCESS + WORKERS * WORKER
 RANK = {"cpu": 2_000, "cuda": 8_000}
 """A process of a training without its weights; with a GPU, what CUDA and NCCL keep in the machine's memory."""
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 WHOLE_FP32 = 1.3 * 4
 """Bytes an element, for a check that loads the whole model, and that is left out where memory is short."""
 MOST_OF_A_CHECK = 200_000
@@ -33,8 +34,12 @@ BLOCKS_FP32 = 3 * 4
 """Bytes an element of the largest block: one of either side, and one that is being read."""
 REPORT_INDEX = 3
 """Bytes for each one of a dataset's .idx files, of a report, which packs all chats; 2.4 measured, of two million."""
-START, WEIGHTS_A_MINUTE, TEXT_A_MINUTE = 30, 3_000, 30
-"""Minutes whatever the size; MB that a slow disk gives, and that a slow tokenizer takes."""
+START, DAY, WEIGHTS_A_MINUTE, TEXT_A_MINUTE = 30, 1_440, 3_000, 30
+"""Minutes whatever the size, and the most that most clusters give; MB of a slow disk, and of a slow tokenizer."""
+MODELS, READ_TWICE, TASK_TOKENS = 2, 2, 50_000_000
+"""Of an evaluation: the run beside what it started from; windows overlap by half; what a large lm-eval task reads."""
+FLOP_A_SECOND = {"cpu": 1e10, "cuda": 5e13}
+"""Of a CPU thread and of a GPU, where they are slow."""
 
 
 def verify_memory(model_name: str) -> int:
@@ -53,12 +58,14 @@ def finetune_memory(run_name: str) -> int:
     """Of all of a node's ranks, with the copies of weights and optimizer state that checkpoints are written from.
 
     On GPUs these are in pinned memory, which torch rounds up to powers of two; on the CPU weights, state and gradients
-    themselves stand beside them.
+    themselves stand beside them. At the end one rank of each slice has all of that slice's weights, to publish them.
     """
-    placed, kept = layout(run_name), {"fp32": 4, "bf16": 2}[load(Recipe, Path(recipe_file(run_name))).parameters]
-    elements = _parameters(run(run_name).model) / (placed.tp * placed.pp * placed.shards)
-    copies = {"cuda": 2, "cpu": 3}[placed.device]
-    return placed.gpus_per_node * (RANK[placed.device] + _mb(copies * 3 * kept * elements))
+    placed, recipe = layout(run_name), load(Recipe, Path(recipe_file(run_name)))
+    slices = placed.tp * placed.pp
+    elements = _parameters(run(run_name).model) / slices
+    state = {"cuda": 2, "cpu": 3}[placed.device] * 3 * BYTES[recipe.parameters] * elements / placed.shards
+    published = min(slices, placed.gpus_per_node) * BYTES[recipe.precision] * elements
+    return placed.gpus_per_node * (RANK[placed.device] + _mb(state)) + _mb(published)
 
 
 def evaluate_memory(run_name: str) -> int:
@@ -66,6 +73,20 @@ def evaluate_memory(run_name: str) -> int:
     if gpus := evaluate_gpus(run_name):
         return PROCESS + gpus * RANK["cuda"]
     return PROCESS + _mb(WHOLE_FP32 * _parameters(run(run_name).model))
+
+
+def evaluate_minutes(run_name: str) -> int:
+    """To read both models, and to run them over test documents and lm-eval's tasks: 2 FLOP a parameter and token.
+
+    Up to a day, for the job would stay in the queue on most clusters; slurm/config.yaml may name more.
+    """
+    parameters, found = _parameters(run(run_name).model), run(run_name)
+    harness_tasks = len([task for task in found.evaluate if task != PERPLEXITY])
+    tokens = TASK_TOKENS * harness_tasks
+    tokens += READ_TWICE * _test_tokens(run_name) if PERPLEXITY in found.evaluate else 0
+    device, processors = layout(run_name).device, evaluate_gpus(run_name) or evaluate_threads(run_name)
+    seconds = MODELS * 2 * parameters * tokens / (processors * FLOP_A_SECOND[device])
+    return min(_minutes(MODELS * 4 * parameters) + math.ceil(seconds / 60), DAY)
 
 
 def export_memory(run_name: str) -> int:
@@ -109,6 +130,19 @@ def tokenize_minutes(corpus_name: str) -> int:
 def merge_minutes(corpus_name: str) -> int:
     """As if tokens were as many bytes as the corpus's files."""
     return _minutes(_corpus_bytes(corpus_name))
+
+
+def retried(minutes: int, attempt: int) -> int:
+    """As many more with each attempt, up to a day: the one before may have met its time limit."""
+    return max(minutes, min(attempt * minutes, DAY))
+
+
+def _test_tokens(run_name: str) -> int:
+    """As if the test documents were as long as the others, and a token took two bytes."""
+    found = run(run_name)
+    share = 1.0 if found.test else found.split[2] / sum(found.split)
+    names = found.test or found.data
+    return round(share * sum(_bytes(Path(dataset(run_name, name) + ".bin")) for name in names) / 2)
 
 
 def _minutes(num_bytes: int) -> int:

@@ -4,6 +4,7 @@ Node 0 holds the run folder's lease, writes RUN/job.json and serves the port; th
 """
 
 import errno
+import ipaddress
 import logging
 import socket
 import time
@@ -30,6 +31,22 @@ def host_and_port(master: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise UserError(f"--master {master}: HOST:PORT of the node with --node-rank 0 is expected, as node0:29500")
     return host.strip("[]"), int(port)
+
+
+def own_address(master: str) -> str | None:
+    """This node's address on the network in which it reaches the first one; None if that has none.
+
+    Without it torch hands out the host's full name, which other nodes may not know.
+    """
+    host, port = host_and_port(master)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    return host if ipaddress.ip_address(own).is_loopback else own  # the first node, by the name that others have for it
 
 
 def check_port(master: str) -> None:

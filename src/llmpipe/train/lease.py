@@ -1,6 +1,7 @@
 """One trainer at a time in a run folder: the file RUN/lease says which, and each write of a rank asks it.
 
-    {"token": "9f3c…", "pid": 4711, "started": 1234567, "host": "node7", "machine": "…", "job": "815", "since": "…"}
+    {"token": "9f3c…", "pid": 4711, "started": 1234567, "host": "node7", "machine": "…", "job": "815",
+     "cluster": "…", "since": "…"}
 
 The launcher that holds it touches the file every HEARTBEAT seconds and removes it at its end. Another takes it over
 once the holder has ended: Slurm does not run its job any more, or its process is gone from this machine; where neither
@@ -32,7 +33,11 @@ NAME = "lease"
 TOKEN = "LLMPIPE_LEASE"
 """What the ranks find their launcher's token under, in their environment."""
 HEARTBEAT, STALE, POLL, SQUEUE_SECONDS = 10.0, 60.0, 2.0, 30.0
-JOB = os.environ.get("SLURM_JOB_ID")
+SLURM_POLL = 10.0
+"""Seconds between two questions to Slurm, which many users ask."""
+JOB, CLUSTER = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_CLUSTER_NAME")
+TRAINING = ("CONFIGURING", "RUNNING", "SUSPENDED")
+"""States of a job that has nodes, and keeps them."""
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +59,8 @@ class Holder:
     machine: str
     job: str | None
     """Slurm's."""
+    cluster: str | None
+    """Whose number that is."""
     since: str
 
     def __str__(self) -> str:
@@ -107,6 +114,22 @@ def read(run: Path) -> tuple[Holder | None, int]:
         return None, 0
 
 
+def queue_behind(run: Path) -> str:
+    """sbatch's option that has a job wait in the queue, without nodes, for the one that trains; "" where none does."""
+    holder, _ = read(run)
+    return f" --dependency=afterany:{holder.job}" if holder and _job_state(holder) in TRAINING else ""
+
+
+def trained_still(runs: Path) -> list[str]:
+    """What to tell whoever starts Snakemake: a line for each run that a Slurm job of an earlier Snakemake trains."""
+    return [
+        f"{path.parent} is being trained by {holder}: its next job waits in the queue until that one has ended"
+        f" (scancel --signal=TERM {holder.job} makes it save and end)"
+        for path in sorted(runs.glob(f"*/{NAME}"))
+        if (holder := read(path.parent)[0]) and _job_state(holder) in TRAINING
+    ]
+
+
 def _beat(run: Path, token: str, done: Event) -> None:
     """Touch the lease until its holder is done."""
     while not done.wait(HEARTBEAT):
@@ -130,7 +153,7 @@ def _wait_and_take(run: Path, token: str, wait_seconds: float) -> None:
         if not told:
             log.warning("%s is being trained by %s: waiting up to %.0f s for it", run, holder, wait_seconds)
         told = True
-        time.sleep(POLL)
+        time.sleep(SLURM_POLL if holder.job else POLL)
 
 
 def _take(run: Path, token: str, ended: Holder | None) -> bool:
@@ -156,16 +179,23 @@ def _take(run: Path, token: str, ended: Holder | None) -> bool:
 def _ourselves(token: str) -> Holder:
     pid = os.getpid()
     return Holder(
-        token, pid, _started(pid), socket.gethostname(), this_machine(), JOB, time.strftime("%Y-%m-%d %H:%M:%S")
+        token,
+        pid,
+        _started(pid),
+        socket.gethostname(),
+        this_machine(),
+        JOB,
+        CLUSTER,
+        time.strftime("%Y-%m-%d %H:%M:%S"),
     )
 
 
 def _is_alive(holder: Holder, quiet: float) -> bool:
     """Whether the holder trains still; `quiet`: for how many seconds we have seen no heartbeat."""
     here = holder.machine == this_machine()
-    if JOB and holder.job == JOB and not here:
+    if JOB and (holder.job, holder.cluster) == (JOB, CLUSTER) and not here:
         return False  # this very job, which Slurm has started again on another node
-    state = _job_state(holder.job)
+    state = _job_state(holder)
     if state in ("", "PENDING"):
         return False
     if here and state != "COMPLETING":
@@ -173,12 +203,13 @@ def _is_alive(holder: Holder, quiet: float) -> bool:
     return state is not None or quiet < STALE
 
 
-def _job_state(job: str | None) -> str | None:
-    """What Slurm says of a job: "" when it has ended, None without an answer."""
-    if not job:
+def _job_state(holder: Holder) -> str | None:
+    """What Slurm says of a holder's job: "" when it has ended, None without an answer."""
+    elsewhere = CLUSTER and holder.cluster != CLUSTER  # where its number is another job's
+    if not holder.job or elsewhere:
         return None
     try:
-        answer = ask("squeue", "--noheader", "--jobs", job, "--format", "%T", seconds=SQUEUE_SECONDS)
+        answer = ask("squeue", "--noheader", "--jobs", holder.job, "--format", "%T", seconds=SQUEUE_SECONDS)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     if answer.returncode and "Invalid job id" not in answer.stderr:
