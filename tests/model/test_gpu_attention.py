@@ -23,7 +23,7 @@ def by_varlen(q, k, v, packed, window):
     return attention.varlen_causal(q, k, v, packed.cu_queries, packed.cu_keys, *packed.longest, window)
 
 
-KERNELS = {"varlen": by_varlen, "flex": flex_causal, "attend": attend}
+KERNELS = {"varlen": by_varlen, "flex": flex_causal, "attend": attend, "one by one": attention._piece_by_piece}
 
 
 def qkv(dtype: torch.dtype, device: str = "cuda") -> list[torch.Tensor]:

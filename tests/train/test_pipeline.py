@@ -127,7 +127,7 @@ def test_batches_that_grow_go_through_a_pipeline(models, dataset, tmp_path) -> N
     preflight(job)
     torch.testing.assert_close(losses(run_job(job)), losses(run_job(reference)), rtol=1e-5, atol=0)
     with pytest.raises(UserError, match=r"1 micro-batches of 8, fewer than its 2 stages: batch_ramp 16 would work"):
-        preflight(replace(job, layout=replace(job.layout, micro_batch=8)))
+        preflight(replace(job, layout=replace(job.layout, micro_batch=8), output=str(tmp_path / "anew")))
 
 
 class Counted(TorchDispatchMode):

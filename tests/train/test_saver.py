@@ -127,6 +127,23 @@ def test_an_old_one_that_cannot_be_removed_costs_no_new_one(checkpoint, dataset,
     assert "not saved" not in said and said.count("step-00000002 is not needed any more, and was not removed") == 2
 
 
+def train_where_old_ones_cannot_be_listed(job: Job) -> bool:
+    def fail(*_: Any) -> list[Path]:
+        raise OSError("Stale file handle")
+
+    saver.Saver._not_needed = fail  # type: ignore[method-assign]
+    logging.getLogger("llmpipe").addHandler(logging.FileHandler(job.run / "log.txt"))
+    return train(job)
+
+
+def test_a_failed_look_for_old_ones_costs_no_new_one(checkpoint, dataset, tmp_path) -> None:
+    job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(SHORT, keep=1))
+    assert run_ranks(train_where_old_ones_cannot_be_listed, 1, job) == [True]
+    assert whole(job) == ["step-00000002", "step-00000004", "step-00000006"]
+    said = (job.run / "log.txt").read_text()
+    assert "not saved" not in said and said.count("old checkpoints were not looked for: Stale file handle") == 3
+
+
 def test_one_is_due_by_the_clock(checkpoint, dataset, tmp_path) -> None:
     recipe = replace(SHORT, steps=3, save_every=50, save_minutes=1e-9)
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=recipe)

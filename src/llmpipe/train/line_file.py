@@ -14,7 +14,7 @@ class LineFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.size = path.stat().st_size
+        self.size = path.stat().st_size if path.exists() else 0
         """Of the lines that stand there."""
         self.waiting = b""
         self.has_failed = False

@@ -135,7 +135,15 @@ class Saver:
         fsync(directory / self.job.live.name)
 
     def _prune(self, folder: Path, step: int, first_skipped: int) -> None:
-        """Remove what killed attempts left, and all but the newest `keep` and the milestones, up to `step`.
+        """Remove what is not needed any more; the checkpoint just published stays, whatever the disk says of others."""
+        try:
+            for path in self._not_needed(folder, step, first_skipped):
+                _remove(path)
+        except OSError as error:
+            log.warning("%s: old checkpoints were not looked for: %s", folder, error)
+
+    def _not_needed(self, folder: Path, step: int, first_skipped: int) -> list[Path]:
+        """What killed attempts left, and all but the newest `keep` and the milestones, up to `step`.
 
         While steps are being skipped, the last one before them stays: training may have to go back to it.
         """
@@ -143,9 +151,7 @@ class Saver:
         whole = [path for path in saved if (path / manifest.NAME).is_file()]
         kept = whole[: recipe.keep] + [path for path in whole if state.step_of(path) < first_skipped][:1]
         kept += [path for path in whole if recipe.milestones and state.step_of(path) % recipe.milestones == 0]
-        for path in saved:
-            if path not in kept:
-                _remove(path)
+        return [path for path in saved if path not in kept]
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """What each rank's `work` returns; if that of one failed, all raise what it said."""
