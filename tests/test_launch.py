@@ -54,6 +54,7 @@ def command(checkpoint: Path, dataset: Path, tmp_path: Path) -> list[str]:
     return [*LLMPIPE, *finetune_arguments(checkpoint, dataset, tmp_path)]
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_started_again_ends_as_if_undisturbed(command: list[str], tmp_path: Path) -> None:
     undisturbed = train_undisturbed(command[len(LLMPIPE) :], tmp_path / "undisturbed")
     run = tmp_path / "run"

@@ -105,6 +105,7 @@ def test_two_nodes_train_as_one_does_whichever_is_started_first(nodes: Nodes, un
         assert status == 0 and "this training is finished" in said, said
 
 
+@pytest.mark.slow
 def test_when_the_second_node_is_killed_the_first_one_waits_for_it(nodes: Nodes, undisturbed: Path) -> None:
     first, second = nodes.start(0), nodes.start(1)
     wait_for_step(nodes.run, 12)
@@ -135,6 +136,7 @@ def test_either_can_be_asked_to_stop(nodes: Nodes, undisturbed: Path) -> None:
     assert_trained_alike(nodes.run, undisturbed)
 
 
+@pytest.mark.slow
 def test_the_first_can_be_stopped_while_it_waits_for_the_second(nodes: Nodes) -> None:
     first = nodes.start(0)
     wait_for_torchrun(nodes.run)
