@@ -159,7 +159,12 @@ def test_the_example_of_each_commands_help_works(name: str, demo: Path) -> None:
         succeeded(example, demo)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+# docs/demo.md takes the same stages as the other pages, one after the other by hand.
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.stem == "demo")) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_the_commands_of_docs_work(page: Path, demo: Path) -> None:
     found = blocks(page)
     for block in found:
