@@ -1,6 +1,5 @@
 """The lines that Snakemake's Slurm plugins make of a job's resources: sbatch's, and srun's in the batch script."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +19,7 @@ class Resources(dict):
 
 def training(layout: Layout, threads: int = 16, **more: Any) -> SimpleNamespace:
     """The job of a run's layout; `more` are resources that a profile adds."""
-    return job("finetune", **(resources(layout, Path("no such run")) | {"threads": threads} | more))
+    return job("finetune", **(resources(layout) | {"threads": threads} | more))
 
 
 def job(name: str, threads: int, **given: Any) -> SimpleNamespace:

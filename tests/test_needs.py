@@ -91,6 +91,9 @@ def test_an_evaluation_lasts_as_long_as_its_text_and_tasks(config: Path) -> None
     path.write_text(tp2.replace("evaluate: [perplexity]", "evaluate: [hellaswag, tasks/own.yaml]"))
     assert needs.evaluate_minutes("llama2_7b") == reading + ceil(2 * 2 * PARAMETERS_7B * 2 * 50e6 / (2 * 5e13) / 60)
     configs.run.cache_clear()
+    path.write_text(tp2.replace("tp: 2", "tp: 8").replace("evaluate: [perplexity]", "evaluate: [hellaswag]"))
+    assert needs.evaluate_minutes("llama2_7b") == 480  # what the task takes is not known: no less
+    configs.run.cache_clear()
     path.write_text(tp2.replace("device: cuda", "device: cpu"))
     assert needs.evaluate_minutes("llama2_7b") == 24 * 60
 

@@ -57,14 +57,13 @@ class Place:
     track_experiment: str = "llmpipe"
 
 
-def resources(layout: Layout, run: Path) -> dict[str, Any]:
+def resources(layout: Layout) -> dict[str, Any]:
     """The Snakemake resources of a training job, right for the Slurm plugin and for one machine.
 
     One launcher a node. `tasks_per_gpu` 0 keeps the plugin from turning `tasks` into --ntasks-per-gpu, and a true
     `mpi` (several nodes) keeps it from putting an srun of its own around the command; it refuses one for one task.
     `gpu` is the total, which `--resources gpu=N` counts on one machine and the plugin hands on as --gpus;
-    --gpus-per-node, beside it, spreads them. TERM comes ahead of the time limit: the launcher saves and stops. Where a
-    job of an earlier Snakemake trains in the run's folder still, this one waits for its end, without nodes.
+    --gpus-per-node, beside it, spreads them. TERM comes ahead of the time limit: the launcher saves and stops.
     """
     has_gpus = layout.device == "cuda"
     per_node = f"--gpus-per-node={layout.gpus_per_node} " if has_gpus else ""
@@ -75,13 +74,17 @@ def resources(layout: Layout, run: Path) -> dict[str, Any]:
         "tasks": layout.nodes,
         "tasks_per_gpu": 0,
         "gpu": layout.processes if has_gpus else 0,
-        "slurm_extra": f"{per_node}--signal=TERM@{STOP_SECONDS}{lease.queue_behind(run)}",
+        "slurm_extra": f"{per_node}--signal=TERM@{STOP_SECONDS}",
     }
 
 
 def resource(run_name: str, name: str) -> Any:
-    """One of the resources of a run's training, in a project's folder."""
-    return resources(configs.layout(run_name), Path("results/runs", run_name))[name]
+    """One of the resources of a run's training, in a project's folder.
+
+    A job waits for the end of one that trains there still, of an earlier Snakemake.
+    """
+    found = resources(configs.layout(run_name))[name]
+    return found + lease.queue_behind(Path("results/runs", run_name)) if name == "slurm_extra" else found
 
 
 def launch(job: Job, place: Place, log_file: Path | None, wait_seconds: float) -> int:

@@ -38,6 +38,8 @@ START, DAY, WEIGHTS_A_MINUTE, TEXT_A_MINUTE = 30, 1_440, 3_000, 30
 """Minutes whatever the size, and the most that most clusters give; MB of a slow disk, and of a slow tokenizer."""
 MODELS, READ_TWICE, TASK_TOKENS = 2, 2, 50_000_000
 """Of an evaluation: the run beside what it started from; windows overlap by half; what a large lm-eval task reads."""
+TASK_MINUTES = 480
+"""At the least, with a task of lm-eval: what it reads, and whether it writes text, which is slow, no file says."""
 FLOP_A_SECOND = {"cpu": 1e10, "cuda": 5e13}
 """Of a CPU thread and of a GPU, where they are slow."""
 
@@ -86,7 +88,8 @@ def evaluate_minutes(run_name: str) -> int:
     tokens += READ_TWICE * _test_tokens(run_name) if PERPLEXITY in found.evaluate else 0
     device, processors = layout(run_name).device, evaluate_gpus(run_name) or evaluate_threads(run_name)
     seconds = MODELS * 2 * parameters * tokens / (processors * FLOP_A_SECOND[device])
-    return min(_minutes(MODELS * 4 * parameters) + math.ceil(seconds / 60), DAY)
+    minutes = _minutes(MODELS * 4 * parameters) + math.ceil(seconds / 60)
+    return min(max(minutes, TASK_MINUTES if harness_tasks else 0), DAY)
 
 
 def export_memory(run_name: str) -> int:
