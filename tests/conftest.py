@@ -35,12 +35,22 @@ VOCAB = 203  # odd, so that the vocabulary's slices differ in size
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory with a random grouped-query Llama."""
+    return save_llama(tmp_path_factory.mktemp("checkpoint"), hidden=32)
+
+
+@pytest.fixture(scope="session")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with heads as wide as flex attention wants them at least on a GPU, 16."""
+    return save_llama(tmp_path_factory.mktemp("wide_checkpoint"), hidden=64)
+
+
+def save_llama(directory: Path, hidden: int) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, initializer_range=0.1,
+        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=hidden * 3 // 2, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5,
+        initializer_range=0.1,
     )  # fmt: skip
-    directory = tmp_path_factory.mktemp("checkpoint")
     LlamaForCausalLM(config).save_pretrained(directory)
     manifest.write(directory, "checkpoint", {})
     return directory

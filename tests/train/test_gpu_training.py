@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune_command import LLMPIPE, assert_trained_alike, finetune_arguments
-from llmpipe.checkpoint import manifest
 
 NUM_GPUS = torch.cuda.device_count()
 STEPS = 20
@@ -18,18 +16,9 @@ needs_gpu = pytest.mark.skipif(NUM_GPUS < 1, reason="torch sees no GPU here")
 needs_two = pytest.mark.skipif(NUM_GPUS < 2, reason="torch does not see two GPUs here")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The suite's tiny Llama with heads as wide as flex attention wants them at least, 16."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=203, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, initializer_range=0.1,
-    )  # fmt: skip
-    directory = tmp_path_factory.mktemp("checkpoint")
-    LlamaForCausalLM(config).save_pretrained(directory)
-    manifest.write(directory, "checkpoint", {})
-    return directory
+@pytest.fixture
+def checkpoint(wide_checkpoint: Path) -> Path:
+    return wide_checkpoint
 
 
 def train(

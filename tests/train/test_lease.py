@@ -322,7 +322,6 @@ def signal_all(pids: list[int], number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-@pytest.mark.slow
 def test_one_that_stood_still_and_was_given_up_saves_nothing_when_it_wakes(
     checkpoint: Path, dataset: Path, tmp_path: Path
 ) -> None:
