@@ -176,7 +176,7 @@ def test_a_launcher_gives_its_ranks_gpus_of_their_own(
 
 def test_an_evaluation_has_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[list[str]] = []
-    monkeypatch.setattr(evaluate, "check_device", lambda _: None)
+    monkeypatch.setattr(gpus, "check_device", lambda _: None)
     monkeypatch.setattr(evaluate, "run_ranks", lambda *_, device: found.append(named()))
     plan = Plan(
         weights=tmp_path, tasks=[], data=[], split=[1, 1, 1], trained_on=[], reference=None, seq_len=None

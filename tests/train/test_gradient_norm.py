@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from jobs import RECIPE
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmpipe.families import named_size
 from llmpipe.layout import Layout
@@ -25,32 +24,35 @@ def test_squares_are_summed_without_loss(size, dtype) -> None:
     torch.testing.assert_close(found.double(), x.double().square().sum(), rtol=1e-6, atol=0)
 
 
-class Written(TorchDispatchMode):
-    """Counts the operations that change a tensor of the gradient's size in its place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func._schema.is_mutable and args[0].numel() == 64
-        return func(*args, **(kwargs or {}))
+GRADIENTS = [8.0, 0.5, 3.0]
+"""Of all 64 elements of the parameter, step by step: norms of 64, 4 and 24."""
 
 
-def clipped(clip: float) -> tuple[float, float, int]:
-    """The norm before and after, of a gradient of eights, and how often the gradient was written."""
+def stepped(clip: float, dtype: torch.dtype) -> tuple[list[float], list[float]]:
+    """The norms told, and the parameter after the steps."""
     groups = make_groups(Layout(device="cpu").resolved(), torch.device("cpu"))
-    model = torch.nn.ModuleDict({"norm": Weight(64)})
-    optimizer = Optimizer(model, named_size("llama2_7b"), replace(RECIPE, clip=clip), groups)
-    next(model.parameters()).grad = torch.full((64,), 8.0)
-    with Written() as written:
-        norm = optimizer.reduce_and_clip()
-    (parameter,) = optimizer.parameters.values()
-    assert parameter.grad is not None
-    return norm, parameter.grad.norm().item(), written.count
+    model = torch.nn.ModuleDict({"norm": Weight(64)}).to(dtype)
+    (parameter,) = model.parameters()
+    recipe = replace(RECIPE, clip=clip, parameters={torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype])
+    torch.nn.init.ones_(parameter)
+    optimizer, norms = Optimizer(model, named_size("llama2_7b"), recipe, groups), []
+    for value in GRADIENTS:
+        parameter.grad = torch.full((64,), value, dtype=dtype)
+        norms.append(optimizer.reduce_and_clip())
+        optimizer.step(1e-2, 0.1)
+    return norms, parameter.tolist()
 
 
-def test_a_gradient_is_multiplied_only_where_it_is_too_long() -> None:
-    ((norm, after, written),) = run_ranks(clipped, 1, 16.0)
-    assert norm == 64 and after == pytest.approx(16) and written == 1
-    assert run_ranks(clipped, 1, 65.0) == [(64, 64, 0)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clip", [16.0, 2.0, 65.0])
+def test_steps_are_clipped_as_torch_clips(clip, dtype) -> None:
+    """AdamW forgets a scale that all steps share: here some are clipped and some are not."""
+    parameter = torch.nn.Parameter(torch.ones(64, dtype=dtype))
+    adamw = torch.optim.AdamW([parameter], lr=1e-2, betas=tuple(RECIPE.betas), eps=RECIPE.eps, weight_decay=0.0)
+    for value in GRADIENTS:
+        parameter.grad = torch.full((64,), value, dtype=dtype)
+        torch.nn.utils.clip_grad_norm_([parameter], clip)
+        adamw.step()
+    ((norms, found),) = run_ranks(stepped, 1, clip, dtype)
+    assert norms == [64, 4, 24]
+    assert found == pytest.approx(parameter.tolist(), rel=1e-6 if dtype == torch.float32 else 4e-3)

@@ -98,6 +98,7 @@ def main() -> None:
     """The entry point: a UserError becomes one line on stderr and in the log, and exit status 1."""
     # Threads that spin while they wait take the cores from other processes: evaluate was eight times slower beside one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    gc.set_threshold(50_000, 20)  # torch and transformers make a million objects that stay: a tenth of their start
     atexit.register(gc.freeze)  # else the last of Python's work is half a second of looking for garbage in all of torch
     try:
         if sys.argv[1:2] != ["finetune"]:  # which enters later: where several nodes are to train, on each of them

@@ -28,7 +28,6 @@ from llmpipe.layout import Layout
 from llmpipe.parallel import gpus
 from llmpipe.parallel.groups import make_groups, rank_device
 from llmpipe.parallel.processes import run_ranks
-from llmpipe.train.preflight import check_device
 from llmpipe.train.record import identity
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ OpenEngine = Callable[[Path], Engine]
 def run(plan: Plan, output: Path, device: str, tp: int) -> None:
     """Evaluate in this process, or in tp of them."""
     check_output(output)
-    check_device(Layout(tp=tp, gpus_per_node=tp, device=device))  # type: ignore[arg-type]
+    gpus.check_device(Layout(tp=tp, gpus_per_node=tp, device=device))  # type: ignore[arg-type]
     if plan.offline:
         for name in OFFLINE:  # before lm-eval imports datasets
             os.environ.setdefault(name, "1")

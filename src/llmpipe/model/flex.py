@@ -4,16 +4,18 @@ N queries and S keys of all pieces end to end, D head_dim, in blocks of 128 by 1
 """
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from llmpipe.model.packed import Packed
 
+if TYPE_CHECKING:  # it takes a while to import, and most attend without it
+    from torch.nn.attention.flex_attention import BlockMask
+
 BLOCK = 128
-_masks: WeakKeyDictionary[Packed, dict[int | None, BlockMask]] = WeakKeyDictionary()
+_masks: WeakKeyDictionary[Packed, dict[int | None, "BlockMask"]] = WeakKeyDictionary()
 
 
 def flex_causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: Packed, window: int | None) -> torch.Tensor:
@@ -25,12 +27,14 @@ def flex_causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: Packe
     return _compiled()(q, k, v, block_mask=masks[window], enable_gqa=True)[0].transpose(0, 1)
 
 
-def block_mask(packed: Packed, window: int | None) -> BlockMask:
+def block_mask(packed: Packed, window: int | None) -> "BlockMask":
     """Which blocks hold what is seen, and of those that others share, what.
 
     The keys that a query sees are a run, whose first and last never go back from one query to the next: so a block's
     first and last queries tell, and no mask of N x S is made.
     """
+    from torch.nn.attention.flex_attention import BlockMask
+
     first, last = _seen(packed, window)  # (N,) each
     num_queries, num_keys = map(sum, zip(*packed.pieces, strict=True))
     tops = torch.arange(0, num_queries, BLOCK, device=first.device)
@@ -68,4 +72,6 @@ def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _compiled() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention)

@@ -3,14 +3,14 @@
 import inspect
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.fsdp import FSDPModule
+
+if TYPE_CHECKING:  # else whoever attends would wait for FSDP2
+    from torch.distributed.fsdp import FSDPModule
 
 # 2.13 warns of the older names, 2.11 lacks the newer ones.
 all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -25,7 +25,7 @@ def engine_runs(node: Any) -> bool:
         return True
 
 
-def reduced_in(module: FSDPModule) -> torch.dtype:
+def reduced_in(module: "FSDPModule") -> torch.dtype:
     """The type in which FSDP2 sums a module's gradients over ranks."""
     dtype = module._get_fsdp_state()._mp_policy.reduce_dtype
     assert dtype
@@ -36,46 +36,6 @@ def set_timeouts(timeout: timedelta) -> None:
     """How long an operation may take in each process group there is: but for the first, torch gives them 30 minutes."""
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timeout, group)
-
-
-class Piece(torch.Tensor):
-    """A rank's part of a full tensor, for torch.distributed.checkpoint: any offset, any size, copies allowed.
-
-    It speaks the protocol that DTensor speaks there (`_Checkpointable`). DTensor itself cannot say
-    that two tp ranks hold the same KV head, or that the last vocabulary slice is shorter.
-    """
-
-    local: torch.Tensor
-    offsets: torch.Size
-
-    @staticmethod
-    def __new__(cls, local: torch.Tensor, full_shape: tuple[int, ...], offsets: tuple[int, ...]) -> "Piece":
-        piece = torch.Tensor._make_wrapper_subclass(cls, torch.Size(full_shape), dtype=local.dtype, device=local.device)
-        piece.local, piece.offsets = local, torch.Size(offsets)
-        return piece
-
-    @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.aten.detach.default:
-            return args[0]
-        raise RuntimeError(f"a Piece is only for checkpoints, but {function} was called on it")
-
-    def __create_write_items__(self, fqn: str, _: Any) -> list[WriteItem]:
-        if not self.local.numel():
-            return []
-        data = TensorWriteData(
-            chunk=ChunkStorageMetadata(self.offsets, self.local.size()),
-            properties=TensorProperties(dtype=self.local.dtype),
-            size=self.size(),
-        )
-        index = MetadataIndex(fqn, self.offsets)
-        return [WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)]
-
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [ChunkStorageMetadata(self.offsets, self.local.size())] if self.local.numel() else []
-
-    def __get_tensor_shard__(self, _: MetadataIndex) -> torch.Tensor:
-        return self.local
 
 
 def varlen_causal(

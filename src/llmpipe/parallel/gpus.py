@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmpipe.errors import UserError
+from llmpipe.layout import Layout
 from llmpipe.programs import ask
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -22,6 +23,17 @@ LOCKS = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettemp
 """Of the machine: a folder that other nodes share would have them wait for each other."""
 WAIT_SECONDS, POLL, ASK_SECONDS = 600.0, 1.0, 60.0
 log = logging.getLogger(__name__)
+
+
+def check_device(layout: Layout) -> None:
+    """UserError if this node has fewer GPUs than the layout wants."""
+    import torch  # here, for who starts the ranks does without
+
+    if layout.device == "cuda" and (found := torch.cuda.device_count()) < layout.gpus_per_node:
+        raise UserError(
+            f"the layout wants {layout.gpus_per_node} GPUs on each node, and torch sees {found} here:"
+            " lower gpus_per_node, or take device: cpu, which runs gloo processes"
+        )
 
 
 @contextmanager

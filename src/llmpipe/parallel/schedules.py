@@ -4,19 +4,12 @@ GPipe: Huang et al. 2019, arXiv:1811.06965. 1F1B, and interleaved: Narayanan et 
 Qi et al. 2023, arXiv:2401.10241, its ZB-H1, over virtual stages too.
 """
 
-from torch.distributed.pipelining import (
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-    ScheduleInterleavedZeroBubble,
-)
-
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 
-ONE_STAGE_EACH = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
+ONE_STAGE_EACH = ("1f1b", "gpipe")
 """Schedules of ranks with one stage."""
-MANY_STAGES_EACH = {"interleaved": ScheduleInterleaved1F1B, "zero-bubble": ScheduleInterleavedZeroBubble}
+MANY_STAGES_EACH = ("interleaved", "zero-bubble")
 """Schedules of ranks with any number of stages."""
 
 

@@ -4,6 +4,7 @@ Exit status 0: trained, or stopped as asked and saved, or failed for a reason th
 the launcher tells which by RUN/run.json and RUN/failure.json.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ log = logging.getLogger("llmpipe.train")
 
 
 def main() -> None:
+    gc.freeze()  # what torch is made of is not looked through for garbage: not in the training, not at the end
     die_with_parent(signal.SIGKILL)  # torchrun, when it is killed, cannot end its ranks
     job = read_job(Path(sys.argv[1]))
     if failure.has_to_end(job.run) or not lease.held(job.run):  # the launcher says why

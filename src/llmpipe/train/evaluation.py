@@ -6,7 +6,6 @@ N tokens of a micro-batch, H hidden.
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,13 +22,6 @@ LOOKS_EVERY = 16
 """Micro-batches between two looks at whether the training has to stop: pipeline stages wait for each other then."""
 
 
-def held_out_data(job: Job) -> tuple[dict[Path, float], list[float]]:
-    """The datasets whose validation part is evaluated on, and their split: the job's own ones for it, or all."""
-    data = job.validation or job.data
-    split = [0.0, 1.0, 0.0] if job.validation else job.split
-    return {Path(prefix): weight for prefix, weight in data.items()}, split
-
-
 class Evaluation:
     """A job's held-out rows, which all ranks share out; each evaluation takes all of them."""
 
@@ -37,7 +29,7 @@ class Evaluation:
         """`dtype`: what passes between stages."""
         recipe, layout, at = job.recipe, job.layout, groups.at
         self.groups, self.dtype, self.tally = groups, dtype, Tally(groups)
-        data, split = held_out_data(job)
+        data, split = job.held_out
         most_rows = recipe.eval_batches * recipe.global_batch
         rows = HeldOut(data, split, "validation", recipe.seq_len, most_rows, recipe.seed, recipe.scalar_loss_mask)
         at_once = layout.dp * layout.micro_batch

@@ -82,6 +82,13 @@ class Job:
         return [*self.data, *self.validation, *self.test]
 
     @property
+    def held_out(self) -> tuple[dict[Path, float], list[float]]:
+        """The datasets whose validation part is evaluated on, and their split: the job's own ones for it, or all."""
+        data = self.validation or self.data
+        split = [0.0, 1.0, 0.0] if self.validation else self.split
+        return {Path(prefix): weight for prefix, weight in data.items()}, split
+
+    @property
     def live(self) -> Path:
         """The metrics so far, which become metrics.jsonl at the end."""
         return self.run / "live.jsonl"

@@ -44,22 +44,28 @@ class Optimizer:
 
     @torch.no_grad()
     def reduce_and_clip(self) -> float:
-        """Take over the gradients, sum what data ranks and tp ranks hold of them, undo the loss scale, clip.
+        """Take over the gradients, sum what data ranks and tp ranks hold of them; the step will clip them.
 
-        Returns the norm before clipping.
+        Returns the norm before clipping, without the loss scale.
         """
         for key, gradient in take_gradients(self.model, self.groups):
             self.parameters[key].grad = gradient.to(self.parameters[key].dtype)
         self._sum_over_tp()
         self._sum_tied()
         norm = self._norm() / self.scale.value
-        clipped = (self.max_norm / (norm + 1e-6)).clamp(max=1.0) / self.scale.value
-        factor, norm = torch.stack([clipped, norm]).tolist()
-        if factor != 1:
+        divisor = ((norm + 1e-6) / self.max_norm).clamp(min=1.0) * self.scale.value
+        by, told = torch.stack([divisor, norm]).tolist()
+        self._divide_gradients(divisor if by != 1 else None)
+        return told
+
+    def _divide_gradients(self, divisor: torch.Tensor | None) -> None:
+        """torch's AdamW does it as it reads them, told as by GradScaler, without a pass of its own; apex's does not."""
+        if isinstance(self.adamw, torch.optim.AdamW):
+            self.adamw.grad_scale = divisor  # type: ignore[attr-defined]
+        elif divisor is not None:
             for parameter in self.parameters.values():
                 assert parameter.grad is not None
-                parameter.grad.mul_(factor)
-        return norm
+                parameter.grad.div_(divisor)
 
     def step(self, lr: float, weight_decay: float) -> None:
         """One AdamW step at this rate, and decay of what has any; the gradients are gone afterwards."""

@@ -18,25 +18,16 @@ from llmpipe.data.tokenizer import find_tokenizer
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.model.rope import longest_text
+from llmpipe.parallel import gpus
 from llmpipe.parallel.schedules import check_micro_batches
 from llmpipe.recipe import Recipe
-from llmpipe.train import state
+from llmpipe.train import run_folder
 from llmpipe.train.apex import check_apex
 from llmpipe.train.batches import Batches
-from llmpipe.train.evaluation import held_out_data
 from llmpipe.train.job import Job
 from llmpipe.train.schedule import warmup_samples
 
 log = logging.getLogger(__name__)
-
-
-def check_device(layout: Layout) -> None:
-    """UserError if this node has fewer GPUs than the layout wants."""
-    if layout.device == "cuda" and (found := torch.cuda.device_count()) < layout.gpus_per_node:
-        raise UserError(
-            f"the layout wants {layout.gpus_per_node} GPUs on each node, and torch sees {found} here:"
-            " lower gpus_per_node, or take device: cpu, which runs gloo processes"
-        )
 
 
 def check_tokens(layout: Layout, seq_len: int) -> None:
@@ -70,8 +61,8 @@ def steps_done(job: Job) -> int:
     """Those of the newest checkpoint, which a rerun goes on from; 0 without one."""
     if not (job.run / "checkpoints").is_dir():  # the folder's name there may take hashing the data
         return 0
-    saved = state.saved(job.checkpoints, job.recipe.steps)
-    return next((state.step_of(path) for path in saved if (path / checkpoint_manifest.NAME).is_file()), 0)
+    saved = run_folder.saved(job.checkpoints, job.recipe.steps)
+    return next((run_folder.step_of(path) for path in saved if (path / checkpoint_manifest.NAME).is_file()), 0)
 
 
 def check_steps(job: Job) -> None:
@@ -110,7 +101,7 @@ def check_data(job: Job, vocab: int) -> None:
     for prefix in job.data:
         check_part(Path(prefix), job.split, "train", job.recipe.seq_len)
     if job.recipe.eval_every:
-        data, split = held_out_data(job)
+        data, split = job.held_out
         for prefix in data:
             check_part(prefix, split, "validation", job.recipe.seq_len)
     for prefix in job.data | job.validation | job.test:
@@ -145,7 +136,7 @@ def check_machine(job: Job, dry_run: bool) -> None:
     A dry run is for looking at what another machine will train: GPUs that are not here are a warning.
     """
     try:
-        check_device(job.layout)
+        gpus.check_device(job.layout)
     except UserError as error:
         if not dry_run:
             raise

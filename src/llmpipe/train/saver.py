@@ -23,11 +23,12 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
 from llmpipe.files import fsync, sha256
-from llmpipe.parallel.compat import Piece
 from llmpipe.train import lease, state
 from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
+from llmpipe.train.piece import Piece
+from llmpipe.train.run_folder import saved, step_of
 
 WRITE_MINUTES = 30.0
 """How long a rank waits, at the least, for the files of another one: a busy disk takes longer than a step's sums."""
@@ -71,8 +72,8 @@ class Saver:
         """Remove those of more than `after` steps, up to `step`: training went back, and on without what they hold."""
         self.saved = after
         if dist.get_rank() == 0:
-            for path in state.saved(self.job.checkpoints, step):
-                if state.step_of(path) > after:
+            for path in saved(self.job.checkpoints, step):
+                if step_of(path) > after:
                     _remove(path)
 
     def wait(self) -> None:
@@ -129,7 +130,7 @@ class Saver:
         directory.mkdir(parents=True)
         with self.job.live.open("rb") as live:
             lines = live.read(metrics_size)
-        if lines.count(b"\n") != state.step_of(directory):  # some wait for room on the disk: train/line_file.py
+        if lines.count(b"\n") != step_of(directory):  # some wait for room on the disk: train/line_file.py
             raise OSError(f"{self.job.live} is not written")
         (directory / self.job.live.name).write_bytes(lines)
         fsync(directory / self.job.live.name)
@@ -147,11 +148,11 @@ class Saver:
 
         While steps are being skipped, the last one before them stays: training may have to go back to it.
         """
-        recipe, saved = self.job.recipe, state.saved(folder, step)
-        whole = [path for path in saved if (path / manifest.NAME).is_file()]
-        kept = whole[: recipe.keep] + [path for path in whole if state.step_of(path) < first_skipped][:1]
-        kept += [path for path in whole if recipe.milestones and state.step_of(path) % recipe.milestones == 0]
-        return [path for path in saved if path not in kept]
+        recipe, found = self.job.recipe, saved(folder, step)
+        whole = [path for path in found if (path / manifest.NAME).is_file()]
+        kept = whole[: recipe.keep] + [path for path in whole if step_of(path) < first_skipped][:1]
+        kept += [path for path in whole if recipe.milestones and step_of(path) % recipe.milestones == 0]
+        return [path for path in found if path not in kept]
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """What each rank's `work` returns; if that of one failed, all raise what it said."""

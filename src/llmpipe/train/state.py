@@ -7,7 +7,6 @@ and reads its own part. A folder without a manifest, or with one that does not f
 """
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from llmpipe.checkpoint import manifest
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES
 from llmpipe.model.load import local_slices
-from llmpipe.parallel.compat import Piece
 from llmpipe.train import lease
 from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
+from llmpipe.train.piece import Piece
+from llmpipe.train.run_folder import saved, step_of
 
 log = logging.getLogger(__name__)
 
@@ -68,20 +68,6 @@ def newest(job: Job, at_most: int) -> Path | None:
         found = [[path for path in saved(job.checkpoints, at_most) if _skipped_the_same(path, job.recipe.skip_steps)]]
     dist.broadcast_object_list(found, src=0)
     return next((directory for directory in found[0] if _is_whole(directory)), None)
-
-
-def saved(folder: Path, at_most: int) -> list[Path]:
-    """The folder's checkpoints, whole or not, of at most so many steps, the newest first.
-
-    Later ones are there where a recipe's `steps` was lowered: they are of a longer training, and left alone.
-    """
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]  # not a copy, .bak
-    return sorted((path for path in found if step_of(path) <= at_most), reverse=True)
-
-
-def step_of(directory: Path) -> int:
-    """The steps of a checkpoint, by its name."""
-    return int(directory.name.removeprefix("step-"))
 
 
 def _skipped_the_same(directory: Path, skip_steps: list[int]) -> bool:
