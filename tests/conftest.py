@@ -58,9 +58,19 @@ def save_llama(directory: Path, hidden: int) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The prefix of a dataset of 400 random documents, written byte by byte in Megatron's format."""
-    prefix = tmp_path_factory.mktemp("dataset") / "corpus"
-    rng = np.random.default_rng(0)
+    """The prefix of a dataset of 400 random documents."""
+    return write_dataset(tmp_path_factory.mktemp("dataset") / "corpus", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of other documents, for blends."""
+    return write_dataset(tmp_path_factory.mktemp("other_dataset") / "other", seed=1)
+
+
+def write_dataset(prefix: Path, seed: int) -> Path:
+    """Byte by byte in Megatron's format."""
+    rng = np.random.default_rng(seed)
     sizes = rng.integers(3, 40, 400).astype("<i4")
     # Each token follows from the one before, with noise, so that there is something to learn.
     tokens = (np.cumsum(rng.integers(1, 4, sizes.sum())) * 7 % VOCAB).astype("<u2")

@@ -95,7 +95,7 @@ def processes_of(run: Path) -> dict[int, str]:
 def wait_for_torchrun(run: Path) -> None:
     """Until the launcher has started it, and so takes signals; three minutes at most."""
     for _ in range(1800):
-        if any("torch.distributed.run" in command for command in processes_of(run).values()):
+        if any("llmpipe.train.agent" in command for command in processes_of(run).values()):
             return
         time.sleep(0.1)
     raise AssertionError(f"no torchrun for {run}")

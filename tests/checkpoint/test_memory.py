@@ -20,7 +20,7 @@ LIMIT = 500e6
 
 # `step` prints its name and the highest anonymous resident memory above what it was before all, in bytes.
 BEFORE = """
-import os, shutil, sys, threading, time
+import gc, os, shutil, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -50,6 +50,7 @@ def holes(descriptor, chunk, offset=None):  # zeros need not reach the disk
     elif offset is None:
         os.ftruncate(descriptor, os.lseek(descriptor, len(chunk), os.SEEK_CUR))
 
+gc.set_threshold(50_000, 20)  # as a command has it, by cli.main
 write_all, mover._write_all = mover._write_all, holes
 before, samples = anonymous(), []
 threading.Thread(target=watch, daemon=True).start()

@@ -57,7 +57,7 @@ def losses(lines: list[dict]) -> torch.Tensor:
 
 def trained_by_transformers(
     checkpoint: Path,
-    dataset: Path,
+    data: Path | dict[Path, float],
     lines: list[dict],
     sizes: list[int] | None = None,
     decays: list[float] | None = None,
@@ -74,7 +74,8 @@ def trained_by_transformers(
     optimizer = torch.optim.AdamW(
         [{"params": decayed}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
     )
-    blend = Blend({dataset: 1.0}, [90, 5, 5], "train", 32, sum(sizes), RECIPE.seed)
+    weights = data if isinstance(data, dict) else {data: 1.0}
+    blend = Blend(weights, [90, 5, 5], "train", 32, sum(sizes), RECIPE.seed)
     expected = []
     for step, (line, size) in enumerate(zip(lines, sizes, strict=True)):
         if line["skipped"]:

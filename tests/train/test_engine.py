@@ -102,6 +102,22 @@ def test_resumes_in_another_layout(before, after, single, checkpoint, dataset, t
         assert difference.norm() <= 1e-5 * expected.read(key).norm(), key
 
 
+def test_a_blend_goes_on_in_another_layout_as_in_transformers(checkpoint, dataset, other_dataset, tmp_path) -> None:
+    blend = {dataset: 0.7, other_dataset: 0.3}
+    first, second = (
+        replace(
+            make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(RECIPE, save_every=10), **layout),
+            data={str(prefix): weight for prefix, weight in blend.items()},
+        )
+        for layout in ({"dp": 2}, {"tp": 2})
+    )
+    run_ranks(train_until_10, 2, first)
+    (first.run / "stop").unlink()
+    lines = run_job(second)
+    _, expected = trained_by_transformers(checkpoint, blend, lines)
+    torch.testing.assert_close(losses(lines), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("damaged", ["__0_0.distcp", ".metadata", "live.jsonl"])
 def test_a_damaged_checkpoint_is_not_resumed_from(damaged, checkpoint, dataset, tmp_path) -> None:
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=replace(RECIPE, save_every=5))

@@ -2,26 +2,30 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 from jobs import make_job
 
+from finetune_command import num_steps, processes_of
 from llmpipe import launch
 from llmpipe.errors import UserError
 from llmpipe.layout import Layout
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import Recipe
-from llmpipe.train import failure, loop, supervise
+from llmpipe.train import agent, failure, loop, supervise
 from llmpipe.train.job import Job
 from llmpipe.train.supervise import SIGNALS
 
@@ -109,6 +113,43 @@ def test_what_ended_an_earlier_attempt_is_forgotten(job: Job, monkeypatch: pytes
     monkeypatch.setattr(launch, "supervise_torchrun", second_attempt)
     assert launch.launch(job, launch.Place(), None, 0) == 0
     assert failure.read(job.run) is None
+
+
+def kill_rank_after_step(job: Job, step: int) -> None:
+    """kill -9 the training's only rank, once it has done so many steps; a minute at most."""
+    for _ in range(600):
+        ranks = [pid for pid, args in processes_of(job.run).items() if "-u -m llmpipe.train " in args]
+        if num_steps(job.run) >= step and ranks:
+            os.kill(ranks[0], signal.SIGKILL)
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.usefixtures("same_signals")
+def test_a_rank_that_was_killed_is_named_with_its_signal(job: Job) -> None:
+    """A real one, for whose memory the kernel, say, had no room; it cannot tell itself."""
+    job = replace(job, recipe=replace(job.recipe, steps=100_000))
+    killer = Thread(target=kill_rank_after_step, args=(job, 2))
+    killer.start()
+    said = (
+        rf"after step \d+: rank 0 on {socket.gethostname()}: ended without a word: killed by SIGKILL, perhaps .* memory"
+    )
+    with pytest.raises(UserError, match=said):
+        launch.launch(job, launch.Place(restarts=0), None, 0)
+    killer.join()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (3, "with status 3"),
+        (-6, "killed by SIGABRT, perhaps by NCCL .*"),
+        (-11, "killed by SIGSEGV"),
+        (-99, "killed by signal 99"),
+    ],
+)
+def test_how_a_process_ended(code: int, said: str) -> None:
+    assert re.fullmatch(said, agent.how(code))
 
 
 WAIT = """

@@ -5,15 +5,19 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from jobs import RECIPE, assert_same_weights, make_job, run_job, trained_by_transformers
 
 from llmpipe.checkpoint.formats import open_source
 from llmpipe.errors import UserError
 from llmpipe.families import FAMILIES
+from llmpipe.parallel.data import local
+from llmpipe.parallel.pipeline import Pipeline
 from llmpipe.parallel.processes import run_ranks
 from llmpipe.recipe import LossScale, Recipe, Spike
 from llmpipe.train import lease, loop
@@ -62,6 +66,37 @@ def test_a_skipped_step_is_none_in_transformers_either(checkpoint, dataset, tmp_
     found = make_job(checkpoint, dataset, tmp_path / "found", recipe=SHORT, tp=2)
     run_ranks(train_bad, 2, found, [3, 4], math.inf)
     assert [line["skipped"] for line in lines_of(found)] == [None, None, NOT_FINITE, NOT_FINITE, None, None, None, None]
+    assert_same_weights(asked.run / "weights", found.run / "weights")
+
+
+def train_with_a_bad_gradient(job: Job, rank: int, step: int) -> None:
+    """One rank's own part of the gradient is no number, before it meets the others'."""
+    original, calls = Pipeline.forward_backward, count(1)
+
+    def poisoned(pipeline: Pipeline, *given: Any) -> torch.Tensor:
+        loss = original(pipeline, *given)
+        if next(calls) == step and dist.get_rank() == rank:
+            gradient = next(pipeline.stages.parameters()).grad
+            assert gradient is not None
+            local(gradient).view(-1)[0] = math.nan
+        return loss
+
+    Pipeline.forward_backward = poisoned  # type: ignore[method-assign]
+    loop.train(job)
+
+
+@pytest.mark.parametrize(
+    ("layout", "rank"),
+    [({"dp": 2}, 1), ({"dp": 2, "data_parallel": "plain"}, 1), ({"pp": 2}, 0), ({"tp": 2}, 1)],
+    ids=str,
+)
+def test_what_one_rank_alone_has_wrong_all_skip(layout, rank, checkpoint, dataset, tmp_path) -> None:
+    found = make_job(checkpoint, dataset, tmp_path / "found", recipe=replace(SHORT, steps=4), **layout)
+    run_ranks(train_with_a_bad_gradient, 2, found, rank, 3)
+    assert [line["skipped"] for line in lines_of(found)] == [None, None, NOT_FINITE, None]
+    asked = replace(found, recipe=replace(found.recipe, skip_steps=[3]), output=str(tmp_path / "asked"))
+    asked.run.mkdir()
+    run_job(asked)
     assert_same_weights(asked.run / "weights", found.run / "weights")
 
 

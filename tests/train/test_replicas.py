@@ -39,8 +39,10 @@ def train_with_a_flipped_bit(job: Job, rank: int, key: str) -> None:
         # two KV heads on four ranks: one of two differs, and nobody knows which
         ({"tp": 4}, "layers.1.attention.k.weight", 2, r"ranks \[2, 3\], .* of layers.1.attention.k.weight, \[2, 3\]"),
         ({"dp": 4, "data_parallel": "plain"}, "norm.weight", 2, r"ranks \[0, 1, 2, 3\], .*, \[2\] disagree"),
+        # each node has the whole model once, half of it on each of its two ranks
+        ({"dp": 4, "nodes": 2, "data_parallel": "hybrid"}, "norm.weight", 2, r"ranks \[0, 2\], .*, \[0, 2\] disagree"),
     ],
-    ids=["norm", "KV head", "over dp"],
+    ids=["norm", "KV head", "over dp", "over nodes"],
 )
 def test_a_flipped_bit_stops_the_run(layout, key, rank, named, checkpoint, dataset, tmp_path) -> None:
     job = make_job(checkpoint, dataset, tmp_path / "run", recipe=CHECKED, **layout)

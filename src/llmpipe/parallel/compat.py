@@ -1,4 +1,7 @@
-"""Names of torch that are private or differ between 2.11 and 2.13; nowhere else in llmpipe."""
+"""Names of torch that are private or differ between 2.11 and 2.13; nowhere else in llmpipe.
+
+But for train/piece.py, which speaks a protocol of torch's checkpoints, and is imported by trainings alone.
+"""
 
 import inspect
 from datetime import timedelta

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def check_device(layout: Layout) -> None:
     """UserError if this node has fewer GPUs than the layout wants."""
-    import torch  # here, for who starts the ranks does without
+    import torch  # here, for the workflow imports this module
 
     if layout.device == "cuda" and (found := torch.cuda.device_count()) < layout.gpus_per_node:
         raise UserError(

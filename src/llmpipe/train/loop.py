@@ -106,7 +106,7 @@ def take_step(trainer: Trainer, step: int) -> Step:
 
 
 def gradient(trainer: Trainer, step: int) -> tuple[float, float]:
-    """Fetch a step's samples, forward and backward; its loss, and the norm of the gradient, now reduced and clipped."""
+    """Fetch a step's samples, forward and backward; its loss, and the norm of the gradient, now reduced."""
     groups, scale = trainer.groups, trainer.optimizer.scale
     batch = trainer.loader.step(step).to(groups.device)
     trainer.observer.lap("data")

@@ -36,7 +36,7 @@ class Optimizer:
         decayed = [p for key, p in self.parameters.items() if self._is_decayed(key, recipe)]
         plain = [p for key, p in self.parameters.items() if not self._is_decayed(key, recipe)]
         parts = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.adamw = _adamw(parts, recipe)
+        self.adamw, self.divides_in_step = _adamw(parts, recipe), "adamw" not in recipe.apex
 
     def _is_decayed(self, key: str, recipe: Recipe) -> bool:
         is_matrix = len(FAMILIES[self.shape.family].row(key, self.shape).dims) > 1
@@ -60,7 +60,7 @@ class Optimizer:
 
     def _divide_gradients(self, divisor: torch.Tensor | None) -> None:
         """torch's AdamW does it as it reads them, told as by GradScaler, without a pass of its own; apex's does not."""
-        if isinstance(self.adamw, torch.optim.AdamW):
+        if self.divides_in_step:
             self.adamw.grad_scale = divisor  # type: ignore[attr-defined]
         elif divisor is not None:
             for parameter in self.parameters.values():

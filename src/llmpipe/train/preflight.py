@@ -21,10 +21,10 @@ from llmpipe.model.rope import longest_text
 from llmpipe.parallel import gpus
 from llmpipe.parallel.schedules import check_micro_batches
 from llmpipe.recipe import Recipe
-from llmpipe.train import run_folder
 from llmpipe.train.apex import check_apex
 from llmpipe.train.batches import Batches
 from llmpipe.train.job import Job
+from llmpipe.train.saved import saved, step_of
 from llmpipe.train.schedule import warmup_samples
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,8 @@ def steps_done(job: Job) -> int:
     """Those of the newest checkpoint, which a rerun goes on from; 0 without one."""
     if not (job.run / "checkpoints").is_dir():  # the folder's name there may take hashing the data
         return 0
-    saved = run_folder.saved(job.checkpoints, job.recipe.steps)
-    return next((run_folder.step_of(path) for path in saved if (path / checkpoint_manifest.NAME).is_file()), 0)
+    found = saved(job.checkpoints, job.recipe.steps)
+    return next((step_of(path) for path in found if (path / checkpoint_manifest.NAME).is_file()), 0)
 
 
 def check_steps(job: Job) -> None:

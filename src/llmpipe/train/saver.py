@@ -28,7 +28,7 @@ from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
 from llmpipe.train.piece import Piece
-from llmpipe.train.run_folder import saved, step_of
+from llmpipe.train.saved import saved, step_of
 
 WRITE_MINUTES = 30.0
 """How long a rank waits, at the least, for the files of another one: a busy disk takes longer than a step's sums."""

@@ -23,7 +23,7 @@ from llmpipe.train.faults import Watch
 from llmpipe.train.job import Job
 from llmpipe.train.optimizer import Optimizer
 from llmpipe.train.piece import Piece
-from llmpipe.train.run_folder import saved, step_of
+from llmpipe.train.saved import saved, step_of
 
 log = logging.getLogger(__name__)
 
