@@ -32,8 +32,10 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard cpp/* cpp/*/*) | .venv/.m
 	$(BIN)/pip install --editable '.[test]'
 	@touch $@
 
+# By name, for '.[lint]' would build the package once more.
 $(LINTERS): pyproject.toml $(INSTALLED)
-	$(BIN)/pip install --editable '.[lint]'
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"], sep="\n")' \
+	    | $(BIN)/pip install --requirement /dev/stdin
 	@touch $@
 
 # Debian's Python comes without venv and without headers, and a small machine without a compiler.
