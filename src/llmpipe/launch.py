@@ -203,8 +203,8 @@ def _torchrun(job: Job, place: Place, log_file: Path | None) -> list[str]:
         address = first_node.own_address(place.master) if place.master else None
         rendezvous += [f"--local-addr={address}"] if address else []
     return [
-        sys.executable, "-m", "llmpipe.train.agent", str(job.run), *rendezvous,
-        f"--nproc-per-node={layout.gpus_per_node}", f"--max-restarts={place.restarts}", "--signals-to-handle=SIGQUIT",
+        sys.executable, "-m", "llmpipe.train.agent", str(job.run), str(place.restarts), *rendezvous,
+        f"--nproc-per-node={layout.gpus_per_node}", "--signals-to-handle=SIGQUIT",
         "-m", "llmpipe.train", str(job.path), *([str(log_file)] if log_file else []),
     ]  # fmt: skip
 

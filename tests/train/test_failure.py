@@ -57,6 +57,19 @@ def test_the_first_rank_of_the_last_attempt_counts(tmp_path: Path, monkeypatch: 
     assert failure.has_to_end(tmp_path)
 
 
+def test_a_word_of_the_last_attempt_stands_and_none_of_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for attempt, said in ((2, "killed"), (3, "error of 1")):
+        failure.forget(tmp_path)
+        rank(monkeypatch, 1, attempt)
+        failure.tell(tmp_path, "error of 1")
+        monkeypatch.delenv("RANK")  # where torchrun itself runs
+        failure.tell(tmp_path, "killed", of=(0, 3))
+        told = failure.read(tmp_path)
+        assert told and told["error"] == said
+
+
 def test_one_message_says_who_where_when_and_what_to_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> int:
         (job.checkpoints / "step-00000007").mkdir(parents=True)
@@ -116,13 +129,14 @@ def test_what_ended_an_earlier_attempt_is_forgotten(job: Job, monkeypatch: pytes
 
 
 def kill_rank_after_step(job: Job, step: int) -> None:
-    """kill -9 the training's only rank, once it has done so many steps; a minute at most."""
-    for _ in range(600):
+    """kill -9 the training's only rank, once it has done so many steps; three minutes at most."""
+    for _ in range(1800):
         ranks = [pid for pid, args in processes_of(job.run).items() if "-u -m llmpipe.train " in args]
         if num_steps(job.run) >= step and ranks:
             os.kill(ranks[0], signal.SIGKILL)
             return
         time.sleep(0.1)
+    (job.run / "stop").touch()
 
 
 @pytest.mark.usefixtures("same_signals")

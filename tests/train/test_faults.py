@@ -70,7 +70,7 @@ def test_a_skipped_step_is_none_in_transformers_either(checkpoint, dataset, tmp_
 
 
 def train_with_a_bad_gradient(job: Job, rank: int, step: int) -> None:
-    """One rank's own part of the gradient is no number, before it meets the others'."""
+    """One rank's part of the gradient is no number: its own one, or of what FSDP2 has summed already."""
     original, calls = Pipeline.forward_backward, count(1)
 
     def poisoned(pipeline: Pipeline, *given: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""python -m llmpipe.train.agent RUN ARGUMENTS...: torchrun, which tells of a rank that ended without a word.
+"""python -m llmpipe.train.agent RUN RESTARTS ARGUMENTS...: torchrun, which tells of a rank that ended without a word.
 
 Such a rank was killed, by the kernel for its memory or by NCCL, say; of several torchrun names the first.
 """
@@ -18,13 +18,13 @@ PERHAPS = {
 }
 
 
-def main(run: Path, arguments: list[str]) -> None:
-    """Run torchrun to its end; it raises when ranks have failed for the last time."""
+def main(run: Path, restarts: int, arguments: list[str]) -> None:
+    """Run torchrun to its end; it raises when ranks have failed once more than they are started again."""
     try:
-        torchrun(arguments)
+        torchrun([f"--max-restarts={restarts}", *arguments])
     except ChildFailedError as error:
         rank, ended = error.get_first_failure()
-        failure.tell(run, f"ended without a word: {how(ended.exitcode)}", rank=rank)
+        failure.tell(run, f"ended without a word: {how(ended.exitcode)}", of=(rank, restarts))
         raise
 
 
@@ -40,4 +40,4 @@ def how(code: int) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -17,18 +17,18 @@ from llmpipe.train import lease
 NAME = "failure.json"
 
 
-def tell(run: Path, error: str, silent: str = "", final: bool = False, rank: int | None = None) -> None:
-    """Write what ended this rank, or another one, unless one of this attempt was first, or another trainer has the run.
+def tell(run: Path, error: str, silent: str = "", final: bool = False, of: tuple[int, int] | None = None) -> None:
+    """Write what ended this rank, unless another one of this attempt was first, or another trainer has the run.
 
-    What is told of another one is of any attempt: it does not take the place of what a rank has told itself.
+    of: the rank and the attempt that it is told of, where it is not this process.
     """
     if not lease.held(run):
         return
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    rank, attempt = of or (int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
     first = read(run)
     if first and (first["attempt"] >= attempt and first["final"] >= final):
         return
-    place = {"rank": int(os.environ["RANK"]) if rank is None else rank, "host": socket.gethostname()}
+    place = {"rank": rank, "host": socket.gethostname()}
     write_json(run / NAME, {"attempt": attempt, "final": final, **place, "error": error, "silent": silent})
 
 
