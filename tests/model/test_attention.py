@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from llmpipe.model.attention import attend, by_kv_head
+from llmpipe.model.attention import attend
 from llmpipe.model.packed import Packed
 from llmpipe.parallel import compat
 
@@ -46,17 +45,3 @@ def test_the_kernel_is_asked_for_the_same(window: int | None, monkeypatch) -> No
     packed = Packed(BOUNDS)
     found = compat.varlen_causal(*qkv(), packed.cu_queries, packed.cu_keys, *packed.longest, window)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-
-
-def test_queries_of_a_kv_head_share_its_memory() -> None:
-    """What GPUs without the variable-length kernel are asked for: as by repeated K and V, of which there is no copy."""
-    q, k, v = (x.transpose(0, 1)[None].requires_grad_() for x in qkv())  # (1, heads, N, D)
-    of_gpu = by_kv_head(q, k, v)
-    assert of_gpu[1].untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
-    found = F.scaled_dot_product_attention(*of_gpu, is_causal=True).flatten(0, 1)
-    repeated = (x.repeat_interleave(2, dim=1) for x in (k, v))
-    expected = F.scaled_dot_product_attention(q, *repeated, is_causal=True)[0]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    gradients = (torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (found, expected))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

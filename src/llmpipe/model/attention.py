@@ -68,28 +68,16 @@ def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | Non
     """The last tokens of a text: q (T, heads, D) and k, v (S ≥ T, kv_heads, D), which end together → (T, heads, D)."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T or S, D)
     if q.is_cuda:  # for fp32 and for masks the one CUDA kernel that takes grouped queries keeps heads x T x S
-        q, k, v = by_kv_head(q, k, v)
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     num_keys = k.shape[2]
     if q.shape[2] < num_keys or (window is not None and window < num_keys):
-        out = _masked(q, k, v, window or num_keys, dropout)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True)
-    return out.flatten(0, 1).transpose(0, 1)
-
-
-def by_kv_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(1, heads or kv_heads, T or S, D) → (kv_heads, heads / kv_heads, T or S, D): each KV head is a batch of its own.
-
-    Its queries' heads all see the same memory of K and V.
-    """
-    num_kv_heads = k.shape[1]
-    q = q[0].unflatten(0, (num_kv_heads, -1))
-    k, v = (x[0][:, None].expand(-1, q.shape[1], -1, -1) for x in (k, v))
-    return q, k, v
+        return _masked(q, k, v, window or num_keys, dropout)[0].transpose(0, 1)
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True)
+    return out[0].transpose(0, 1)
 
 
 def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, dropout: float) -> torch.Tensor:
-    """(B, heads, T or S, D) each: as many queries at a time as the window is wide, so that the work is T · window."""
+    """(1, heads, T or S, D) each: as many queries at a time as the window is wide, so that the work is T · window."""
     parts, before = [], k.shape[2] - q.shape[2]
     for q_part in q.split(min(window, MOST_MASKED), dim=2):
         stop = before + q_part.shape[2]
