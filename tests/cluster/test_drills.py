@@ -130,8 +130,9 @@ def test_ctrl_c(project: DrillProject, undisturbed: DrillProject) -> None:
     saved = project.until_saved()
     assert project.process
     with project.slurm.slow("squeue") as is_asked:
-        project.until(is_asked, "a look at the queue")
-        os.killpg(project.process.pid, signal.SIGINT)
+        with project.paused():  # so that it is not done before
+            project.until(is_asked, "a look at the queue")
+            os.killpg(project.process.pid, signal.SIGINT)
         project.finish(expected=1)
     project.slurm.wait_for_no_jobs()
     assert not (project.run / "run.json").exists(), project.story()
