@@ -1,5 +1,6 @@
 """What clusters do to a training, each on a real Slurm, each ending with the weights of an undisturbed run."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from browser import LAPTOP, SCREENS, Browser
-from drill_project import RECORD, RUN, STEPS, DrillProject, assert_same
+from drill_project import RECORD, RUN, STEPS, TARGET, DrillProject, assert_same
+from mlflow import MlflowClient
 
 URGENT = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
 
@@ -125,7 +127,7 @@ def test_snakemake_killed_and_started_again(project: DrillProject, undisturbed: 
 
 def test_ctrl_c(project: DrillProject, undisturbed: DrillProject) -> None:
     """While Snakemake asks for the job's state, when it forgets it: the job is cancelled all the same; the same command
-    goes on."""
+    goes on, and what two jobs have trained is one MLflow run."""
     project.start()
     saved = project.until_saved()
     assert project.process
@@ -136,10 +138,17 @@ def test_ctrl_c(project: DrillProject, undisturbed: DrillProject) -> None:
         project.finish(expected=1)
     project.slurm.wait_for_no_jobs()
     assert not (project.run / "run.json").exists(), project.story()
-    project.start()
+    project.start(TARGET)
     assert project.until_resumed() >= saved
     project.finish()
     assert_same(project, undisturbed)
+    identity = json.loads((project.run / "run.json").read_text())["origin"]["training"]
+    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    (mirrored,) = client.search_runs(["1"], f"tags.`llmpipe.identity` = '{identity}'")
+    losses = client.get_metric_history(mirrored.info.run_id, "loss/train")
+    assert mirrored.info.status == "FINISHED"
+    told = [(line["step"], line["loss"]) for line in project.metrics()]
+    assert [(point.step, point.value) for point in losses] == told
 
 
 def test_full_disk(project: DrillProject, undisturbed: DrillProject) -> None:
