@@ -122,8 +122,6 @@ def main() -> None:
     commands = {
         "`llmpipe track` of a new run": track,
         "`llmpipe track` of it again": track,
-        "`llmpipe track results`, all of them known but one": ["llmpipe", "track", "results", "--experiment", "demo"],
-        "`llmpipe track results` again": ["llmpipe", "track", "results", "--experiment", "demo"],
         "`llmpipe report` of two runs": ["llmpipe", "report", *runs, "--output", "two.html"],
         "`snakemake -n` of a run, nothing to do": ["snakemake", "-n", f"finetune_{names[0]}"],
     }
