@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from llmpipe.files import read_json, write_json
+from llmpipe.track.folders import read_run
 
 RUN = "tiny_llama"
 LIMIT = 10  # seconds
@@ -66,9 +67,9 @@ def add_records(project: Path, names: list[str]) -> None:
                 (path.parent / target).write_text(renamed)
 
 
-def add_to_store(database: Path, names: list[str]) -> int:
-    """Copies of the run's rows, all its points with them; how many points the store has then."""
-    store = sqlite3.connect(database)
+def add_to_store(project: Path, names: list[str]) -> int:
+    """Copies of the run's rows, all its points with them, as tracked from their folders; how many points there are."""
+    store = sqlite3.connect(project / "mlflow.db")
     (parent,) = store.execute("select run_uuid from runs where name = ?", (RUN,)).fetchone()
     found = "select run_uuid from tags where key = 'mlflow.parentRunId' and value = ?"
     children = [row[0] for row in store.execute(found, (parent,))]
@@ -78,8 +79,11 @@ def add_to_store(database: Path, names: list[str]) -> int:
             for table in TABLES:
                 _copy_rows(store, table, run, copy, name if run == parent else None)
             tag = "where run_uuid = ? and key ="
-            store.execute(f"update tags set value = value || ? {tag} 'llmpipe.identity'", (name, copy))
+            store.execute(f"update tags set value = value || ? {tag} 'llmpipe.identity'", (name, copy))  # a stage's
             store.execute(f"update tags set value = ? {tag} 'mlflow.parentRunId'", (f"{number:04}{parent[4:]}", copy))
+        subject = read_run((project / "results/runs" / name).resolve())
+        for key, value in (("identity", subject.identity), ("stamp", subject.stamp())):
+            store.execute(f"update tags set value = ? {tag} ?", (value, f"{number:04}{parent[4:]}", f"llmpipe.{key}"))
     store.commit()
     return store.execute("select count(*) from metrics").fetchone()[0]
 
@@ -116,12 +120,14 @@ def main() -> None:
     for name in names:
         add_run(project, name)
     add_records(project, names)
-    points = add_to_store(project / "mlflow.db", names[2:])
+    points = add_to_store(project, names[2:])
     runs = [f"results/runs/{name}" for name in names[:2]]
     track = ["llmpipe", "track", runs[0], "--experiment", "demo"]
     commands = {
         "`llmpipe track` of a new run": track,
         "`llmpipe track` of it again": track,
+        "`llmpipe track results`, all known but two": ["llmpipe", "track", "results", "--experiment", "demo"],
+        "`llmpipe track results` again": ["llmpipe", "track", "results", "--experiment", "demo"],
         "`llmpipe report` of two runs": ["llmpipe", "report", *runs, "--output", "two.html"],
         "`snakemake -n` of a run, nothing to do": ["snakemake", "-n", f"finetune_{names[0]}"],
     }

@@ -106,6 +106,19 @@ def test_a_run_that_is_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (ended.identity, ended.start_ms, ended.status) == (subject.identity, subject.start_ms, "FINISHED")
 
 
+def test_the_stamp_is_the_same_wherever_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of run.json count from the project's folder: one who stands elsewhere finds the same files."""
+    make_model(tmp_path / "results/models/m")
+    run = make_run(tmp_path / "results/runs/one")
+    stamps = set()
+    for folder in (tmp_path, tmp_path / "results"):
+        monkeypatch.chdir(folder)
+        (found,) = subjects(run)
+        assert found.artifacts["verify/verify.json"].is_file()
+        stamps.add(found.stamp())
+    assert len(stamps) == 1
+
+
 def test_the_stamp_changes_with_any_file_of_any_stage(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "r")
     stamps = [subjects(run)[0].stamp(), subjects(run)[0].stamp()]

@@ -23,9 +23,9 @@ from llmpipe.model.load import fill
 from llmpipe.model.rank import RankModel
 from llmpipe.parallel.data import distribute, local
 from llmpipe.parallel.groups import make_groups
-from llmpipe.parallel.pipeline import OF_MANY_STAGES, OF_ONE_STAGE, Pipeline
+from llmpipe.parallel.pipeline import SCHEDULES, Pipeline
 from llmpipe.parallel.processes import run_ranks
-from llmpipe.parallel.schedules import check_micro_batches, schedule_name, takes
+from llmpipe.parallel.schedules import ONE_STAGE_EACH, check_micro_batches, schedule_name, takes
 from llmpipe.recipe import BatchRamp
 from llmpipe.train.job import Job
 from llmpipe.train.preflight import preflight
@@ -221,10 +221,7 @@ def torch_takes(layout: Layout, count: int) -> bool:
     stages = [StageLike(number, layout) for number in layout.stages.of_rank(0)]
     name = schedule_name(layout)
     try:
-        if name in OF_ONE_STAGE:
-            OF_ONE_STAGE[name](stages[0], count, loss_fn=torch.sum)  # type: ignore[arg-type]
-        else:
-            OF_MANY_STAGES[name](stages, count, loss_fn=torch.sum)  # type: ignore[arg-type]
+        SCHEDULES[name](stages[0] if name in ONE_STAGE_EACH else stages, count, loss_fn=torch.sum)
     except ValueError:
         return False
     return True

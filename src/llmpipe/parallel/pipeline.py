@@ -20,12 +20,16 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 from llmpipe.layout import Layout
 from llmpipe.parallel.data import before_micro_batch
 from llmpipe.parallel.groups import Groups
-from llmpipe.parallel.schedules import schedule_name
+from llmpipe.parallel.schedules import ONE_STAGE_EACH, schedule_name
 
 Schedule = PipelineScheduleSingle | PipelineScheduleMulti
-OF_ONE_STAGE = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
-OF_MANY_STAGES = {"interleaved": ScheduleInterleaved1F1B, "zero-bubble": ScheduleInterleavedZeroBubble}
-"""torch's schedules of ranks with one stage, and with any number, by their names in schedules.py."""
+SCHEDULES: dict[str, Any] = {
+    "1f1b": Schedule1F1B,
+    "gpipe": ScheduleGPipe,
+    "interleaved": ScheduleInterleaved1F1B,
+    "zero-bubble": ScheduleInterleavedZeroBubble,
+}
+"""torch's, by the names of schedules.py."""
 
 
 class Batch(Protocol):
@@ -90,9 +94,8 @@ class Pipeline:
         layout, numbers = self.groups.layout, self.groups.layout.stages.of_rank(self.groups.at.pp)
         made = [self._stage(module, number) for module, number in zip(self.stages, numbers, strict=True)]
         name = schedule_name(layout)
-        if name in OF_ONE_STAGE:
-            return OF_ONE_STAGE[name](made[0], num_micro_batches, loss_fn=_its_own, scale_grads=False)
-        return OF_MANY_STAGES[name](made, num_micro_batches, loss_fn=_its_own, scale_grads=False)  # type: ignore[arg-type]
+        stages = made[0] if name in ONE_STAGE_EACH else made
+        return SCHEDULES[name](stages, num_micro_batches, loss_fn=_its_own, scale_grads=False)
 
     def _stage(self, module: nn.Module, number: int) -> PipelineStage:
         """torch's wrapper of a stage, told the shapes that come and go, so that it does not run one to find out."""

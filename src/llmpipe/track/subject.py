@@ -53,7 +53,8 @@ class Subject:
 
     def stamp(self) -> str:
         """The same as long as no file of it and of its stages has changed, by names, sizes and times."""
-        paths = sorted({*self.artifacts.values(), *(curves.path for curves in self.curves)})
+        files = [*self.artifacts.values(), *(curves.path for curves in self.curves)]
+        paths = sorted({path.absolute() for path in files})  # some count from the current folder
         with reading(self.folder):
             found = [(str(path), info.st_size, info.st_mtime_ns) for path in paths if (info := path.stat())]
         stages = [stage.stamp() for stage in self.stages]
