@@ -13,6 +13,8 @@ from run_folders import lines_of, make_live, make_run
 
 from llmpipe.layout import Layout
 from llmpipe.track import follower, mirror
+from llmpipe.track.folders import subjects
+from llmpipe.track.writer import Writer
 
 
 def test_curves_are_live_and_the_follower_ends_with_the_run(uri: str, tmp_path: Path) -> None:
@@ -24,6 +26,15 @@ def test_curves_are_live_and_the_follower_ends_with_the_run(uri: str, tmp_path: 
         until(lambda: losses(uri) == [1, 2, 3, 4, 5], "new steps are there")
         make_run(run, steps=7)
         assert process.wait(PATIENCE) == 0
+    assert losses(uri) == list(range(1, 8))
+
+
+def test_what_is_published_in_the_middle_of_a_look_is_seen_by_the_next(uri: str, tmp_path: Path) -> None:
+    run = make_live(tmp_path / "r", steps=3)
+    found, writer = subjects(run), Writer(uri, "llmpipe")
+    make_run(run, steps=7)
+    assert not mirror._follow_once(writer, found)
+    assert mirror._follow_once(writer, subjects(run))
     assert losses(uri) == list(range(1, 8))
 
 

@@ -114,7 +114,7 @@ def _mirror(found: list[Subject], uri: str, experiment: str, plot: Path | None) 
 
 
 def _follow_once(writer: Writer, found: list[Subject]) -> bool:
-    """One look; whether that was the last one: the folder is a run's, which has ended."""
+    """One look; whether that was the last one: the folder is a run's, which had ended when it was read."""
     for subject in found:
         bring_locked(writer, subject)
-    return len(found) == 1 and found[0].kind == "run" and is_finished(found[0].folder)
+    return len(found) == 1 and found[0].kind == "run" and bool(found[0].digest)

@@ -33,7 +33,7 @@ class Subject:
     identity: str
     """What a second tracking finds the first one by."""
     digest: str = ""
-    """Of what was made: a run's weights, a model's checkpoint."""
+    """Of what was made: a run's weights, a model's checkpoint; empty while a run trains."""
     status: Literal["RUNNING", "FINISHED", "FAILED"] = "FINISHED"
     description: str = ""
     """Markdown, at the head of the run's page."""
